@@ -59,7 +59,7 @@ class Range(NamedTuple):
     "A number range: greatest summand, factor, group size and running value; `quarters`: division by 4 may give 0.25 steps."
     add: int; mul: int; group: int; cap: int; start: int; quarters: bool = False
 
-RANGES = {"small": Range(20, 9, 6, 99, 40), "large": Range(90, 30, 25, 9999, 400, True)}
+RANGES = {"small": Range(12, 6, 5, 60, 24), "large": Range(90, 30, 25, 9999, 400, True)}
 
 # %% ../../nbs/22_world_knowledge.ipynb #bb6bbd39
 def tidy(x:float # a multiple of 0.25
