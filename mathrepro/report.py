@@ -9,7 +9,11 @@ __all__ = ['MIME', 'SOURCES', 'PALETTE', 'MARKERS', 'LINES', 'THEME', 'VERDICTS'
            'sources', 'group_row', 'slug', 'body_html', 'scroll', 'table_html', 'show_table', 'plot_style', 'svg_of',
            'themed', 'figure_data', 'figure_html', 'show_figure', 'get', 'badge', 'counts', 'tally', 'claim_record',
            'claim_row', 'claims_html', 'show_claims', 'totals', 'by_group', 'seconds', 'cost_rows', 'flat',
-           'provenance_html', 'environment_of', 'show_provenance']
+           'provenance_html', 'environment_of', 'show_provenance', 'ReportError', 'math_svg', 'share_glyphs',
+           'PageRenderer', 'unique', 'add_heading', 'new_page', 'markdown_html', 'code_html', 'text_html',
+           'record_html', 'picture_html', 'data_html', 'output_html', 'tags_of', 'parameters_of', 'source_key',
+           'page_facts', 'report_page', 'Offences', 'inspect_page', 'number_labels', 'finish', 'template_folders',
+           'ReportExporter', 'export_page']
 
 # %% ../nbs/61_report.ipynb #b0f60e37
 import hashlib, json, math, os, re, subprocess
@@ -18,6 +22,11 @@ from functools import lru_cache
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from nbconvert.exporters import HTMLExporter, TemplateExporter
+from nbconvert.filters import Highlight2HTML, strip_ansi
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.utils.exceptions import ConversionException
+from traitlets import default
 from .config import UserError, checkout
 
 # %% ../nbs/61_report.ipynb #6004c01a
@@ -434,3 +443,262 @@ def show_provenance(run=None, **extra):
     ledger = jsonable(run.ledger() if hasattr(run, "ledger") else run or [])
     environment = environment_of(run if hasattr(run, "ledger") else None) | jsonable(extra)
     emit("provenance", dict(ledger=ledger, totals=totals(ledger), environment=environment), "provenance", provenance_html(ledger, environment), f"{len(ledger)} stages")
+
+# %% ../nbs/61_report.ipynb #551eaefd
+class ReportError(UserError, ConversionException):
+    "A page that must not be published: bad TeX, a script, something loaded from the network. nbconvert reports it and exits with 1."
+
+@lru_cache(None)
+def math_svg(tex, block=False) -> str:
+    "SVG of a TeX formula (inline or display), or its TeX as code when quickjax is not installed; `ReportError` names a formula that is wrong."
+    tex = tex.strip()
+    try: import quickjax
+    except ImportError: return f'<code class="mr-tex">{escape(tex)}</code>'
+    svg = quickjax.render(tex, display=block)
+    if "data-mjx-error" in svg:
+        why = re.search(r'data-mjx-error="([^"]*)"', svg)
+        raise ReportError(f"bad TeX: {tex} ({unescape(why[1]) if why else 'not understood'}); correct the formula in the notebook")
+    return re.sub(r"MJX-\d+-", "mj-", svg).replace("<svg ", f'<svg aria-label="{escape(tex)}" ', 1)
+
+def share_glyphs(html) -> str:
+    "`html` with the glyph outlines of all formulas moved into one hidden drawing before `</body>`."
+    glyphs = {}
+    def take(m):
+        glyphs.setdefault(m[1], m[2])
+        return ""
+    html = re.sub(r'<path id="(mj-[^"]+)" d="([^"]*)"\s*/>', take, html).replace("<defs></defs>", "")
+    paths = "".join(f'<path id="{k}" d="{v}"/>' for k, v in glyphs.items())
+    return html.replace("</body>", f'<svg aria-hidden="true" width="0" height="0" style="position:absolute"><defs>{paths}</defs></svg>\n</body>', 1) if glyphs else html
+
+# %% ../nbs/61_report.ipynb #bf3db720
+class PageRenderer(IPythonRenderer):
+    "Markdown to HTML for a report page; `page` collects headings and anchors."
+    def __init__(self, page, **kw):
+        super().__init__(escape=False, exclude_anchor_links=True, **kw)
+        self.page = page
+    def block_math(self, body): return f'<div class="mr-eq" role="region" tabindex="0" aria-label="formula">{math_svg(body, True)}</div>'
+    def inline_math(self, body): return math_svg(body)
+    def latex_environment(self, name, body): return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
+    def table(self, text): return scroll(f"<table>{text}</table>", "table").replace("<th>", '<th scope="col">').replace("<th style", '<th scope="col" style')
+    def heading(self, text, level, **attrs): return add_heading(self.page, text, level)
+    def block_mermaidjs(self, code): return self.block_code(code)
+
+def unique(name, ids) -> str:
+    "`name`, or `name-2`, `name-3`, ... when taken; the result is added to the set `ids`."
+    found = next(n for n in [name, *(f"{name}-{i}" for i in range(2, 10000))] if n not in ids)
+    ids.add(found)
+    return found
+
+def add_heading(page, text, level) -> str:
+    "HTML of a heading; the first h1 becomes the page title, h2 and h3 are numbered (unless the author numbered them) and enter the contents."
+    if level == 1 and not page["title"]:
+        page["title"] = text
+        return ""
+    level = max(level, 2)
+    m = re.match(r"(\d+(?:\.\d+)*)\.?\s+", text)
+    own, anchor = (m[1] if m else ""), unique(slug(text[m.end():] if m else text), page["ids"])
+    n = page["numbers"]
+    if level == 2: n[:] = [n[0] + 1, 0]
+    elif level == 3: n[1] += 1
+    label = own if page["own_numbers"] else ".".join(map(str, n[:level - 1])) if level < 4 else ""
+    text = text[m.end():] if own and page["own_numbers"] else text
+    if level < 4: page["toc"].append(dict(level=level, id=anchor, number=label, text=re.sub(r"<[^>]+>", "", text)))
+    return f'<h{level} id="{anchor}">{f"<span class=mr-num>{label}</span> " if label else ""}{text}</h{level}>\n'
+
+# %% ../nbs/61_report.ipynb #5db6f0f0
+def new_page(nb) -> dict:
+    "Empty page state for a notebook: whether its author numbered the sections, and the anchors that figures and tables already hold."
+    cells = nb["cells"]
+    headings = [l for c in cells if c["cell_type"] == "markdown" for l in "".join(c["source"]).splitlines() if re.match(r"##\s", l)]
+    own = any(re.match(r"##\s+\d+(\.\d+)*\.?\s", l) for l in headings)
+    return dict(title="", toc=[], ids={"claims", "main", "contents"}, numbers=[0, 0], own_numbers=own, claims="", lead="", parts=[], errors=[], lang="en")
+
+def markdown_html(source, page, attachments=None, path="") -> str:
+    "HTML of a Markdown text within `page`."
+    renderer = PageRenderer(page, attachments=attachments, embed_images=True, path=path)
+    return re.sub(r'<a href="(https?:[^"]*)"', r'<a rel="noreferrer" href="\1"', MarkdownWithMath(renderer=renderer).render(source))
+
+# %% ../nbs/61_report.ipynb #85e36c08
+def code_html(cell) -> str:
+    "A code cell's source as a folded block titled by its first comment; empty for cells tagged `hide-input` and for cells without code."
+    tags = cell.get("metadata", {}).get("tags", [])
+    source = "\n".join(l for l in "".join(cell["source"]).splitlines() if not re.match(r"#\|\s", l)).strip()
+    if not source or {"hide-input", "remove-input"} & set(tags): return ""
+    first = re.match(r"#\s*(.+)", source)
+    title = "Parameters of this run" if "injected-parameters" in tags else "Default parameters" if "parameters" in tags else "Code"
+    hint = f' <span class="mr-hint">{escape(first[1])}</span>' if first and title == "Code" else ""
+    return f'<details class="mr-code"><summary>{title}{hint}</summary>{Highlight2HTML(pygments_lexer="ipython3")(source)}</details>\n'
+
+def text_html(text, cls="mr-out", fold=40) -> str:
+    "Preformatted text: colours and carriage-return overwrites removed, long ones folded."
+    text = "\n".join(l.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for l in strip_ansi(text).split("\n")).strip("\n")
+    pre = f'<pre class="{cls}" tabindex="0">{escape(text)}</pre>\n'
+    lines = text.count("\n") + 1
+    return "" if not text.strip() else pre if lines <= fold else f'<details class="mr-data"><summary>{lines} lines of text</summary>{pre}</details>\n'
+
+# %% ../nbs/61_report.ipynb #f1d5682d
+def record_html(output, page) -> str:
+    "HTML of an output that carries a record; the anchors of a figure or table that is shown twice are made unique."
+    record, html = output["data"][MIME], "".join(output["data"].get("text/html", ""))
+    if record["kind"] == "scope": return ""
+    if record["kind"] == "claims":
+        page["claims"] += html
+        return '<p class="mr-note">The claims stand <a href="#claims">at the top of the page</a>.</p>\n'
+    name = record["name"]
+    if f'id="{name}"' in html:
+        new = unique(name, page["ids"])
+        if new != name: html = re.sub(rf'(id="|#){re.escape(name)}(?=[-")])', rf"\g<1>{new}", html)
+    return html + "\n" if html else ""
+
+def picture_html(kind, data, alt) -> str:
+    "A bitmap or SVG output without caption, on a card."
+    if kind == "image/svg+xml": inner = themed(data, alt, "s" + hashlib.sha256(data.encode()).hexdigest()[:8])
+    else: inner = f'<img alt="{escape(alt)}" src="data:{kind};base64,{re.sub(chr(10), "", data)}">'
+    return f'<div class="mr-plot{" mr-bitmap" if kind != "image/svg+xml" else ""}" role="region" tabindex="0" aria-label="{escape(alt)}">{inner}</div>\n'
+
+# %% ../nbs/61_report.ipynb #b2bc936d
+def data_html(output, page) -> str:
+    "HTML of a display output, best form first."
+    data = {k: "".join(v) if isinstance(v, list) else v for k, v in output["data"].items()}
+    if MIME in data: return record_html(output, page)
+    if "text/html" in data: return scroll(data["text/html"], "output") + "\n" if data["text/html"].strip() else ""
+    if "text/markdown" in data: return markdown_html(data["text/markdown"], page)
+    for kind in ("image/svg+xml", "image/png", "image/jpeg"):
+        if kind in data: return picture_html(kind, data[kind], data.get("alt") or data.get("text/plain", "figure"))
+    if "text/latex" in data: return f'<div class="mr-eq">{math_svg(data["text/latex"].strip().strip("$"), True)}</div>\n'
+    return text_html(data.get("text/plain", ""))
+
+def output_html(output, page) -> str:
+    "HTML of one cell output: display data, printed text, folded messages, or an error."
+    kind = output["output_type"]
+    if kind in ("display_data", "execute_result"): return data_html(output, page)
+    if kind == "error":
+        page["errors"].append(f'{output.get("ename", "Error")}: {output.get("evalue", "")}')
+        return f'<p class="mr-error"><strong>Error:</strong> {escape(page["errors"][-1])}</p>\n'
+    text = text_html("".join(output.get("text", "")))
+    return text if output.get("name") != "stderr" or not text else f'<details class="mr-data"><summary>messages</summary>{text}</details>\n'
+
+# %% ../nbs/61_report.ipynb #7ed9d787
+def tags_of(cell) -> set:
+    "Tags of a notebook cell."
+    return set(cell.get("metadata", {}).get("tags", []))
+
+def parameters_of(nb) -> dict:
+    "Parameters that papermill or our runner recorded in an executed notebook."
+    meta = nb.get("metadata", {})
+    return jsonable(meta.get("mathrepro", {}).get("params") or meta.get("papermill", {}).get("parameters") or {})
+
+def source_key(notebook, params=None) -> str:
+    "12 hex digits naming a paper notebook's text (all cells but injected ones and error notes) and its parameters (default: the recorded ones)."
+    nb = load_notebook(notebook)
+    cells = [[c["cell_type"], "".join(c["source"])] for c in nb["cells"] if not tags_of(c) & {"injected-parameters", "papermill-error-cell-tag"}]
+    text = json.dumps([cells, parameters_of(nb) if params is None else jsonable(params)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+# %% ../nbs/61_report.ipynb #b037f5ec
+def page_facts(nb) -> dict:
+    "What the header strip and the index say about an executed notebook: scope, origin, date, key, engine."
+    records, meta = read_records(nb), nb.get("metadata", {})
+    scope = next((r["value"] for r in records if r["kind"] == "scope"), {})
+    env = next((r["value"]["environment"] for r in records if r["kind"] == "provenance"), {})
+    times = meta.get("mathrepro", {}) | {k: v for k, v in meta.get("papermill", {}).items() if v}
+    date = str(times.get("end_time") or times.get("finished") or env.get("date") or "")[:16].replace("T", " ")
+    pick = lambda k: scope.get(k) or meta.get("mathrepro", {}).get(k) or env.get(k) or ""
+    label = scope.get("label") or "Scope and engine not declared by the notebook: take no number on this page as a result."
+    return dict(label=label, kind=scope.get("kind", ""), profile=pick("profile"), engine=pick("engine"), paper=pick("paper"), notebook=pick("notebook"),
+                params=pick("params") if isinstance(pick("params"), str) else "", commit=pick("commit") if isinstance(pick("commit"), str) else "", date=date, key=source_key(nb))
+
+# %% ../nbs/61_report.ipynb #74e01272
+def report_page(nb, resources=None) -> dict:
+    "Everything the template needs: title, header facts, contents, claims, and the parts of the page in order (a filter of the nbconvert template)."
+    page, path = new_page(nb), (resources or {}).get("metadata", {}).get("path", "")
+    for cell in nb["cells"]:
+        if tags_of(cell) & {"hide", "remove-cell"}: continue
+        if cell["cell_type"] == "markdown":
+            html, first = markdown_html("".join(cell["source"]), page, cell.get("attachments"), path), not page["parts"]
+            m = re.match(r"\s*<(blockquote|p)>(.*?)</\1>", html, re.S) if first and page["title"] and not page["lead"] else None
+            if m: page["lead"], html = m[2].strip(), html[m.end():]
+            if html.strip(): page["parts"].append(html)
+        elif cell["cell_type"] == "code":
+            outputs = "" if tags_of(cell) & {"hide-output"} else "".join(output_html(o, page) for o in cell.get("outputs", []))
+            page["parts"].append(code_html(cell) + outputs)
+    name = (resources or {}).get("metadata", {}).get("name", "report")
+    page["title"] = page["title"] or escape(str(name))
+    page["plain_title"] = escape(unescape(re.sub(r"<[^>]+>", "", re.sub(r'<svg aria-label="([^"]*)".*?</svg>', r"\1", page["title"], flags=re.S))))
+    if page["claims"]: page["toc"].insert(0, dict(level=2, id="claims", number="", text="Claims"))
+    return {**page, "facts": page_facts(nb), "nav": (resources or {}).get("report", {})}
+
+# %% ../nbs/61_report.ipynb #b751eb57
+class Offences(HTMLParser):
+    "Collects what a self-contained page must not hold: scripts, event handlers, frames, and anything fetched when the page opens."
+    def __init__(self):
+        super().__init__()
+        self.found, self.ids, self.links = [], [], []
+    def handle_starttag(self, tag, attrs):
+        if tag in ("script", "iframe", "object", "embed", "base"): self.found.append(f"<{tag}>")
+        for k, v in attrs:
+            v = (v or "").strip()
+            if k.startswith("on"): self.found.append(f"{tag} {k}=")
+            if k in ("src", "srcset", "poster", "data", "xlink:href", "href", "action") and tag != "a" and v and not v.startswith(("data:", "#")): self.found.append(f"<{tag} {k}={v[:60]}>")
+            if tag == "a" and re.match(r"\s*(javascript|vbscript|data):", v, re.I): self.found.append(f"<a {k}={v[:60]}>")
+            if k == "style" and re.search(r"url\(\s*['\"]?(?!#|data:)", v): self.found.append(f"<{tag} style={v[:60]}>")
+            if k == "id": self.ids.append(v)
+            if tag == "a" and k == "href" and v.startswith("#"): self.links.append(v[1:])
+
+def inspect_page(html) -> Offences:
+    "Offences, anchors and inner links of a page."
+    seen = Offences()
+    seen.feed(html)
+    if re.search(r"@import|url\(\s*['\"]?(https?:)?//", "".join(re.findall(r"<style.*?</style>", html, re.S))): seen.found.append("a style sheet that loads something")
+    return seen
+
+# %% ../nbs/61_report.ipynb #e4f235a5
+def number_labels(html) -> str:
+    "Figures and tables numbered in page order."
+    seen = {"Figure": 0, "Table": 0}
+    def label(m):
+        seen[m[1]] += 1
+        return f'<b class="mr-no">{m[1]} {seen[m[1]]}.</b>'
+    return re.sub(r'<b class="mr-no">(Figure|Table)</b>', label, html)
+
+def finish(html, warn=print) -> str:
+    "Last pass over a page: numbers, shared glyphs, links that lead nowhere turned into text (`warn` is told), and the check that nothing runs or is fetched."
+    html = share_glyphs(number_labels(html))
+    seen = inspect_page(html)
+    if seen.found: raise ReportError(f"the page is not self-contained: {', '.join(seen.found[:5])}; remove it from the notebook's text or outputs")
+    for target in sorted(set(seen.links) - set(seen.ids)):
+        warn(f"no anchor #{target} on the page; a link to it became plain text")
+        html = re.sub(rf'<a [^>]*href="#{re.escape(escape(target))}"[^>]*>(.*?)</a>', r"\1", html, flags=re.S)
+    return "\n".join(l.rstrip() for l in html.splitlines()).strip() + "\n"
+
+# %% ../nbs/61_report.ipynb #a89556f8
+def template_folders() -> list:
+    "Where the page template may lie: in the package first, then where nbconvert looks."
+    import mathrepro
+    from jupyter_core.paths import jupyter_path
+    own = Path(mathrepro.__file__).parent / "share" / "template"
+    return [str(p) for p in (own, *jupyter_path("nbconvert", "templates", "mathrepro"), *jupyter_path("nbconvert", "templates")) if Path(p).exists()]
+
+class ReportExporter(HTMLExporter):
+    "nbconvert exporter (`jupyter nbconvert --to mathrepro`): an executed paper notebook as one self-contained page. Same notebook in, same bytes out."
+    export_from_notebook = "mathrepro report"
+    @default("template_name")
+    def _name(self): return "mathrepro"
+    @default("template_paths")
+    def _folders(self): return template_folders()
+    def get_template_names(self): return ["mathrepro"]
+    def default_filters(self):
+        yield from super().default_filters()
+        yield "report_page", report_page
+    def from_notebook_node(self, nb, resources=None, **kw):
+        html, resources = TemplateExporter.from_notebook_node(self, nb, resources, **kw)
+        return finish(html, self.log.warning), resources
+
+# %% ../nbs/61_report.ipynb #a21cd076
+def export_page(notebook, nav=None, name=None) -> str:
+    "HTML of the page for an executed notebook (path or dict). `nav`: dict with `home`, and `previous`/`next` as (link, title)."
+    import nbformat
+    nb = nbformat.from_dict(load_notebook(notebook))
+    for c in nb["cells"]: c["source"] = "".join(c["source"])
+    meta = {"name": name or (Path(notebook).stem if isinstance(notebook, (str, Path)) else "report"), "path": str(Path(notebook).parent) if isinstance(notebook, (str, Path)) else ""}
+    return ReportExporter().from_notebook_node(nb, {"metadata": meta, "report": nav or {}})[0]
