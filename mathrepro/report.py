@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIME', 'SOURCES', 'PALETTE', 'MARKERS', 'LINES', 'THEME', 'VERDICTS', 'COSTS', 'jsonable', 'emit', 'load_notebook',
-           'read_records', 'read_results', 'commit', 'relative', 'origin', 'made_by_html', 'scope_kind', 'scope_label',
+           'read_records', 'read_results', 'relative', 'origin', 'made_by_html', 'scope_kind', 'scope_label',
            'show_scope', 'is_number', 'missing', 'number', 'triple', 'cell_html', 'plain', 'column_digits', 'as_rows',
            'sources', 'group_row', 'slug', 'body_html', 'scroll', 'table_html', 'show_table', 'plot_style', 'svg_of',
            'themed', 'figure_data', 'figure_html', 'show_figure', 'get', 'badge', 'counts', 'tally', 'claim_record',
@@ -12,11 +12,11 @@ __all__ = ['MIME', 'SOURCES', 'PALETTE', 'MARKERS', 'LINES', 'THEME', 'VERDICTS'
            'provenance_html', 'environment_of', 'show_provenance', 'ReportError', 'math_svg', 'share_glyphs',
            'PageRenderer', 'unique', 'add_heading', 'new_page', 'markdown_html', 'code_html', 'text_html',
            'record_html', 'picture_html', 'data_html', 'output_html', 'tags_of', 'parameters_of', 'source_key',
-           'page_facts', 'report_page', 'Offences', 'inspect_page', 'number_labels', 'finish', 'template_folders',
-           'ReportExporter', 'export_page']
+           'first_value', 'page_facts', 'report_page', 'Offences', 'inspect_page', 'number_labels', 'finish',
+           'template_folders', 'ReportExporter', 'export_page']
 
 # %% ../nbs/61_report.ipynb #b0f60e37
-import hashlib, json, math, os, re, subprocess
+import hashlib, json, math, os, re
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from html import escape, unescape
@@ -28,6 +28,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.utils.exceptions import ConversionException
 from traitlets import default
 from .config import UserError, checkout
+from .provenance import commit, provenance
 
 # %% ../nbs/61_report.ipynb #6004c01a
 MIME = "application/vnd.mathrepro.result+json"
@@ -71,17 +72,6 @@ def read_results(notebook) -> dict:
     return {r["name"]: r["value"] for r in read_records(notebook)}
 
 # %% ../nbs/61_report.ipynb #c541e998
-@lru_cache(None)
-def commit() -> str:
-    "Short id of the checkout's commit, with ` (modified)` when tracked files differ from it; empty outside a checkout."
-    def git(*args): return subprocess.run(["git", *args], cwd=checkout(), capture_output=True, text=True, timeout=20)
-    try:
-        head = git("rev-parse", "--short=10", "HEAD") if checkout() else None
-        if head is None or head.returncode: return ""
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "mathrepro", "nbs", "params").stdout.strip()
-    except (OSError, subprocess.TimeoutExpired): return ""
-    return head.stdout.strip() + (" (modified)" if dirty else "")
-
 def relative(path) -> str:
     "`path` from the repository root when it lies inside, so that pages made on two machines agree; its last two parts otherwise."
     p, root = Path(path), checkout()
@@ -91,7 +81,7 @@ def relative(path) -> str:
 def origin() -> dict:
     "What is making outputs now: `notebook`, `params` (from $MATHREPRO_NOTEBOOK, $MATHREPRO_PARAMS) and `commit`; unknown ones are left out."
     out = {k: relative(os.environ["MATHREPRO_" + k.upper()]) for k in ("notebook", "params") if os.environ.get("MATHREPRO_" + k.upper())}
-    return {**out, **({"commit": commit()} if commit() else {})}
+    return {**out, **({"commit": head} if (head := commit()) else {})}
 
 # %% ../nbs/61_report.ipynb #8701c8de
 def made_by_html(made_by=None) -> str:
@@ -149,6 +139,7 @@ def triple(x):
 def cell_html(x, digits=None) -> str:
     "HTML of one table cell: number, number with interval, yes/no, text, or a dash."
     t = triple(x)
+    if t and digits is None: digits = column_digits([x])
     if t: return f'{number(t[0], digits)} <small class="mr-ci">[{number(t[1], digits)}, {number(t[2], digits)}]</small>'
     if isinstance(x, str): return escape(x) or "–"
     if missing(x): return '<span class="mr-none">–</span>'
@@ -209,7 +200,8 @@ def body_html(columns, rows, kinds, digits=None) -> str:
     numeric = {c: all(missing(r.get(c)) or is_number(r.get(c)) or triple(r.get(c)) for r in rows) for c in columns}
     ds = digits if isinstance(digits, dict) else {c: digits for c in columns} if digits is not None else {}
     ds = {c: ds.get(c, column_digits([r.get(c) for r in rows])) for c in columns}
-    cls = {c: " ".join(filter(None, ["n" if numeric[c] else "", f"mr-{k}" if k else ""])) for c, k in zip(columns, kinds)}
+    short = {c: all(len(plain(r.get(c))) <= 22 for r in rows) for c in columns}
+    cls = {c: " ".join(filter(None, ["n" if numeric[c] else "w" if short[c] else "", f"mr-{k}" if k else ""])) for c, k in zip(columns, kinds)}
     attr = lambda c: f' class="{cls[c]}"' if cls[c] else ""
     head = "".join(f'<th scope="col"{attr(c)}>{escape(c)}</th>' for c in columns)
     cell = lambda i, c, v: f'<th scope="row"{attr(c)}>{cell_html(v, ds[c])}</th>' if i == 0 else f"<td{attr(c)}>{cell_html(v, ds[c])}</td>"
@@ -360,7 +352,7 @@ def claim_row(c) -> str:
     more = f"<details><summary>rule and command</summary>{more}</details>" if more else ""
     why = f'<p class="mr-why">{escape(str(c["explanation"]))}</p>' if c["explanation"] else ""
     link = f'<a href="#{escape(str(c["anchor"]).lstrip("#"))}">evidence</a>' if c["anchor"] else ""
-    cells = [("Paper says", cell_html(c["reported"]), "mr-reported"), ("We measured", cell_html(c["measured"]), "mr-measured"),
+    cells = [("Paper says", cell_html(c["reported"]), "mr-reported"), ("Measured", cell_html(c["measured"]), "mr-measured"),
              ("Verdict", f'{badge(c["verdict"])} {link}', ""), ("Scope", cell_html(c["scope"]), "mr-small")]
     tds = "".join(f'<td role="cell" data-label="{k}" class="{cls}"><div>{v}</div></td>' for k, v, cls in cells)
     return (f'<tr role="row" id="claim-{slug(c["id"])}"><th scope="row" role="rowheader"><code>{escape(str(c["id"]))}</code> {tier}</th>'
@@ -427,16 +419,9 @@ def provenance_html(ledger, environment) -> str:
 
 # %% ../nbs/61_report.ipynb #197a20e3
 def environment_of(run=None) -> dict:
-    "What the run knows about itself (`run.provenance()` or `runs.provenance()`), else the least that matters: Python, platform, commit."
-    try: found = run.provenance() if hasattr(run, "provenance") and callable(run.provenance) else None
-    except TypeError: found = None
-    if found is None:
-        try:
-            from mathrepro.runs import provenance
-            found = provenance()
-        except (ImportError, TypeError): found = {}
-    import platform
-    return jsonable({"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}", **origin(), **dict(found)})
+    "Packages, hardware, python, platform and commit of this process, overlaid by what `run.provenance()` tells where a run has that."
+    own = run.provenance() if callable(getattr(run, "provenance", None)) else {}
+    return jsonable({**provenance(), **origin(), **own})
 
 def show_provenance(run=None, **extra):
     "Show and record where a page's numbers come from: cost ledger of `run` (rows of `run.ledger()`, or a list of such rows), versions, hardware, and `extra` (seeds, parameters)."
@@ -584,9 +569,9 @@ def tags_of(cell) -> set:
     return set(cell.get("metadata", {}).get("tags", []))
 
 def parameters_of(nb) -> dict:
-    "Parameters that papermill or our runner recorded in an executed notebook."
+    "All parameters of an executed notebook as the engine `mathrepro` recorded them, else those papermill was given."
     meta = nb.get("metadata", {})
-    return jsonable(meta.get("mathrepro", {}).get("params") or meta.get("papermill", {}).get("parameters") or {})
+    return jsonable(meta.get("mathrepro", {}).get("parameters") or meta.get("papermill", {}).get("parameters") or {})
 
 def source_key(notebook, params=None) -> str:
     "12 hex digits naming a paper notebook's text (all cells but injected ones and error notes) and its parameters (default: the recorded ones)."
@@ -596,17 +581,20 @@ def source_key(notebook, params=None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../nbs/61_report.ipynb #b037f5ec
+def first_value(nb, kind) -> dict:
+    "Value of the first record of a kind in a notebook; `{}` without one."
+    return next((r["value"] for r in read_records(nb) if r["kind"] == kind), {})
+
 def page_facts(nb) -> dict:
-    "What the header strip and the index say about an executed notebook: scope, origin, date, key, engine."
-    records, meta = read_records(nb), nb.get("metadata", {})
-    scope = next((r["value"] for r in records if r["kind"] == "scope"), {})
-    env = next((r["value"]["environment"] for r in records if r["kind"] == "provenance"), {})
-    times = meta.get("mathrepro", {}) | {k: v for k, v in meta.get("papermill", {}).items() if v}
-    date = str(times.get("end_time") or times.get("finished") or env.get("date") or "")[:16].replace("T", " ")
-    pick = lambda k: scope.get(k) or meta.get("mathrepro", {}).get(k) or env.get(k) or ""
+    "What the header strip and the index say about an executed notebook: scope, origin, date (UTC), key, engine; '' for what nobody declared."
+    meta, env = nb.get("metadata", {}).get("mathrepro", {}), first_value(nb, "provenance").get("environment", {})
+    known = {**env, "notebook": meta.get("notebook"), "params": meta.get("params_file"), "commit": meta.get("commit") or env.get("commit")}
+    scope = {**{k: v for k, v in known.items() if v}, **{k: v for k, v in first_value(nb, "scope").items() if v}}
+    facts = {k: scope[k] if isinstance(scope.get(k), str) else "" for k in ("kind", "profile", "engine", "model", "data", "paper", "notebook", "params", "commit")}
+    for k in ("notebook", "params"): facts[k] = relative(facts[k]) if facts[k] else ""
+    date = str(meta.get("started") or env.get("date") or "")[:16].replace("T", " ")
     label = scope.get("label") or "Scope and engine not declared by the notebook: take no number on this page as a result."
-    return dict(label=label, kind=scope.get("kind", ""), profile=pick("profile"), engine=pick("engine"), paper=pick("paper"), notebook=pick("notebook"),
-                params=pick("params") if isinstance(pick("params"), str) else "", commit=pick("commit") if isinstance(pick("commit"), str) else "", date=date, key=source_key(nb))
+    return dict(facts, label=label, date=date and date + " UTC", key=source_key(nb))
 
 # %% ../nbs/61_report.ipynb #74e01272
 def report_page(nb, resources=None) -> dict:
