@@ -28,7 +28,7 @@ setup(
     install_requires=split(s["requirements"]), extras_require=extras,
     entry_points={"console_scripts": split(s["console_scripts"]), "nbdev": [f"{lib}={s['lib_path']}._modidx:d"],
                   "nbconvert.exporters": [f"{lib}={lib}.report:ReportExporter"],
-                  "papermill.engine": [f"{lib}={lib}.notebooks:HonestEngine"]},
+                  "papermill.engine": [f"{lib}={lib}.papermill_engine:HonestEngine"]},
     data_files=[(f"share/jupyter/kernels/{lib}", files("mathrepro/share/kernelspec")),
                 (f"share/jupyter/nbconvert/templates/{lib}", files("mathrepro/share/template")),
                 (f"share/{lib}/papers", files("nbs/papers", "*.ipynb")),

@@ -148,8 +148,9 @@ def merge(defaults, given, where=None, prefix="") -> dict:
 
 def nearest(name, known, prefix="") -> str:
     "`; did you mean …?`, or the list of known names when none is near."
-    m = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.6)
-    return f"; did you mean {prefix}{m[0]}?" if m else f"; known: {', '.join(prefix + str(k) for k in known)}"
+    lower = {str(k).lower(): str(k) for k in known}
+    m = difflib.get_close_matches(str(name).lower(), lower, 1, 0.6)
+    return f"; did you mean {prefix}{lower[m[0]]}?" if m else f"; known: {', '.join(prefix + str(k) for k in known)}"
 
 # %% ../nbs/00_config.ipynb #8aebe45e
 def nest(pairs) -> dict:
