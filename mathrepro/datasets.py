@@ -67,7 +67,7 @@ MATH_SUBJECTS = "algebra,counting_and_probability,geometry,intermediate_algebra,
 register(DatasetSpec("math", "competition problems with solutions in LaTeX", "MIT", "hendrycks/math (test by way of microsoft/ToRA, train by way of agentica-project/rllm)", {
     "train": SplitSpec(7474, ("math/train.json",), "569230b362fd501e1a33d8f29aae3b4b989d32e2b91b07c3f48493528c3bf6d2", "one copy", ("EleutherAI/hendrycks_math", MATH_SUBJECTS, "train"), 7500),
     "test": SplitSpec(5000, ("math/test.jsonl",), "3371949f33dd702d04b43fddd7d53a028de0aaca0e76abb1b875a050297b3aa4", "one copy", ("EleutherAI/hendrycks_math", MATH_SUBJECTS, "test"))},
-    "math", note="the local train file has answers but no worked solutions; two of its answers are empty"))
+    "math", note="the local train file has answers but no worked solutions; four of its answers are empty"))
 register(DatasetSpec("math500", "500 of the MATH test problems (the cut of Let's Verify Step by Step)", "MIT", "openai/prm800k", {
     "test": SplitSpec(500, ("math500/test.jsonl", "math_oai/test.jsonl"), hub=("HuggingFaceH4/MATH-500", "default", "test"))}, "math"))
 register(DatasetSpec("svamp", "one-step word problems varied to catch shallow reading (train and test merged)", "MIT", "arkilpatel/SVAMP", {

