@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'VERDICTS', 'RULES', 'NEEDS', 'CHOICES', 'KEYS', 'SCOPES', 'Claim', 'rule_text', 'load_claims', 'read_claim',
-           'read_value', 'Check', 'Evidence', 'check', 'Verdict', 'p_values', 'guard', 'amount', 'basis', 'measured',
-           'reason', 'outlook', 'settle_text', 'scope_of', 'base', 'not_run', 'audit', 'tested', 'numbers', 'decide',
-           'match', 'tally', 'ledger_table', 'write_ledger']
+           'read_value', 'Check', 'Evidence', 'check', 'Stated', 'Verdict', 'p_values', 'guard', 'amount', 'basis',
+           'measured', 'reason', 'outlook', 'settle_text', 'scope_of', 'base', 'not_run', 'audit', 'tested', 'numbers',
+           'decide', 'match', 'tally', 'ledger_table', 'write_ledger']
 
 # %% ../nbs/60_claims.ipynb #66839179
 import json, math
@@ -19,6 +19,7 @@ from .stats import Difference, Equivalence, detectable, holm, p_above, settle, t
 KINDS = ("difference", "trend", "equivalence", "fit", "audit", "not run")
 VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
 
+# %% ../nbs/60_claims.ipynb #4c2cf2bb
 @dataclass(frozen=True)
 class Claim:
     "One claim of a paper and the rule that decides it; keys as in the claims file."
@@ -37,10 +38,8 @@ class Claim:
     profile_scope: tuple = ()  # () means every profile
     cost: str = ""
     note: str = ""
-    @property
-    def scale(self): return 100.0 if self.unit.startswith("points") else 1.0
-    @property
-    def rule(self): return rule_text(self)
+    scale = property(lambda self: 100.0 if self.unit.startswith("points") else 1.0)
+    rule = property(lambda self: rule_text(self))
 
 # %% ../nbs/60_claims.ipynb #db278d7e
 RULES = {
@@ -120,6 +119,7 @@ class Check:
     ok: bool
     shown: str = ""
 
+# %% ../nbs/60_claims.ipynb #384d96c9
 SCOPES = {"world": "mechanism check in the synthetic world", "gsm8k": "GSM8K", "tables": "audit of printed tables"}
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def check(what: str, computed: float, reported: float, tolerance: float = 0.0, d
 
 # %% ../nbs/60_claims.ipynb #582a0f18
 @dataclass(frozen=True)
-class Verdict:
-    "The outcome for one claim; numbers in the claim's unit; `None` where they do not apply. `p_…` are Holm-adjusted over `family` tests, `raw_p_…` are not."
+class Stated:
+    "The part of a verdict in words: the claim, the rule, the outcome."
     claim: str
     paper: str
     verdict: str                     # one of VERDICTS
@@ -161,6 +161,11 @@ class Verdict:
     rule: str
     control: str
     unit: str
+
+# %% ../nbs/60_claims.ipynb #00e23912
+@dataclass(frozen=True)
+class Verdict(Stated):
+    "The outcome for one claim; numbers in the claim's unit; `None` where they do not apply. `p_…` are Holm-adjusted over `family` tests, `raw_p_…` are not."
     estimate: "float | None" = None
     low: "float | None" = None       # 95 % interval, not corrected for the number of claims
     high: "float | None" = None
@@ -250,9 +255,8 @@ def settle_text(c: Claim, found: float, seeds, items, now: Difference) -> str:
 
 # %% ../nbs/60_claims.ipynb #fae7e72b
 def scope_of(c: Claim, e: "Evidence | None") -> str:
-    "The label that says what kind of evidence this is."
-    if e is None or e.not_run: return ""
-    data = e.data or ("tables" if c.kind == "audit" else "world")
+    "The label that says what kind of evidence this is; empty without evidence."
+    data = "" if e is None or e.not_run else e.data or ("tables" if c.kind == "audit" else "world")
     return SCOPES.get(data, data)
 
 def base(c: Claim, e: "Evidence | None", verdict: str, explanation: str, **more) -> Verdict:
@@ -275,13 +279,13 @@ def not_run(c: Claim, e: "Evidence | None") -> "Verdict | None":
 # %% ../nbs/60_claims.ipynb #ab4c355d
 def audit(c: Claim, e: Evidence) -> Verdict:
     "Verdict of an audit: every check holds, or which do not."
-    bad = [k for k in e.checks if not k.ok]
+    bad, n = [k for k in e.checks if not k.ok], len(e.checks)
     show = lambda k: f"{k.what}{': ' + k.shown if k.shown else ''}"
-    n = len(e.checks)
     if bad: text = f"{len(bad)} of {n} checks fail: {'; '.join(map(show, bad[:2]))}{'; …' if len(bad) > 2 else ''}."
     else: text = f"All {n} checks hold, for instance {show(e.checks[0])}." if n > 1 else f"The check holds: {show(e.checks[0])}."
     return base(c, e, "contradicted" if bad else "supported", text, checks=json.dumps([asdict(k) for k in e.checks], ensure_ascii=False))
 
+# %% ../nbs/60_claims.ipynb #e2ac6e9d
 def tested(c: Claim, e: Evidence, raw: tuple, adjusted: tuple, family: int, alpha: float) -> Verdict:
     "Verdict of a claim with a difference, from its raw and Holm-adjusted p-values."
     d, yes, no = e.difference, adjusted[0] < alpha, adjusted[1] < alpha
