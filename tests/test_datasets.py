@@ -143,3 +143,30 @@ def test_world_is_a_data_set_and_seeded():
 def test_heavy_libraries_stay_out():
     code = "import sys; from mathrepro import datasets; datasets.status(); print([m for m in ('torch', 'pandas', 'datasets', 'pyarrow', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+# --- the hub, with its library answering from memory (the real one needs a network)
+
+HUB = {"openai/gsm8k": [{"question": "1+1?", "answer": "so\n#### 2"}], "EleutherAI/hendrycks_math": [{"problem": "p", "solution": "a \\boxed{1} then \\boxed{\\frac{1}{2}}", "level": "Level 1", "type": "Algebra"}],
+       "ChilleD/SVAMP": [{"ID": "1", "Body": "Ann has 2 pens", "Question": "How many pens?", "Answer": "2.0", "question_concat": "no"}],
+       "EleutherAI/asdiv": [{"body": "Ann has 9 apples.", "question": "How many?", "answer": "9 (apples)", "formula": "9=9"}],
+       "juletxara/mgsm": [{"question": "q", "answer": None, "answer_number": 1234, "equation_solution": None}],
+       "HuggingFaceH4/MATH-500": [{"problem": "p", "solution": "s", "answer": "3", "subject": "Algebra", "level": 2, "unique_id": "u"}]}
+
+@pytest.mark.parametrize("name,split,calls,answer", [("gsm8k", "train", [("openai/gsm8k", "main", "train")], "2"),
+    ("math", "test", [("EleutherAI/hendrycks_math", c, "test") for c in datasets.MATH_SUBJECTS.split(",")], "\\frac{1}{2}"),
+    ("svamp", "test", [("ChilleD/SVAMP", None, "train+test")], "2"), ("asdiv", "test", [("EleutherAI/asdiv", "asdiv", "validation")], "9"),
+    ("mgsm", "sw", [("juletxara/mgsm", "sw", "test")], "1234"), ("math500", "test", [("HuggingFaceH4/MATH-500", None, "test")], "3")])
+def test_hub_is_asked_when_nothing_is_local(root, monkeypatch, name, split, calls, answer):
+    hf = pytest.importorskip("datasets"); asked = []
+    monkeypatch.setattr(hf, "load_dataset", lambda repository, configuration, split: asked.append((repository, configuration, split)) or HUB[repository])
+    monkeypatch.delenv("HF_HUB_OFFLINE"); monkeypatch.setattr(datasets, "hub_name_known", lambda: True)
+    with pytest.warns(UserWarning, match="published number"): problems = datasets.load(name, split, strict=False)
+    assert asked == calls and problems[0].answer == answer and problems[0].source == name
+    with pytest.raises(UserError, match="published number"): datasets.load(name, split)
+
+def test_hub_failure_is_one_line(root, monkeypatch):
+    hf = pytest.importorskip("datasets")
+    def fail(*a, **k): raise ConnectionError("a\nlong\nstory " + "x" * 999)
+    monkeypatch.setattr(hf, "load_dataset", fail); monkeypatch.delenv("HF_HUB_OFFLINE"); monkeypatch.setattr(datasets, "hub_name_known", lambda: True)
+    with pytest.raises(UserError) as e: datasets.load("gsm8k", "test")
+    assert "ConnectionError" in one_line(e) and str(root) in str(e.value)
