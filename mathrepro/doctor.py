@@ -86,6 +86,7 @@ def data() -> list:
     lack = [n for n in lack if n not in part]
     return rows + [Check("data sets", None if lack else True, (", ".join(words) or "none") + (f"; not here: {', '.join(lack)}" if lack else ""))]
 
+# %% ../nbs/63_doctor.ipynb #6e1b86f4
 def writable(path) -> str:
     "'' when files can be made under `path` (or where it would be made), else the reason."
     p = Path(path)
@@ -94,7 +95,6 @@ def writable(path) -> str:
     except OSError as e: return e.strerror
     return ""
 
-# %% ../nbs/63_doctor.ipynb #6e1b86f4
 def results() -> list:
     "Where results go, and whether they can be written."
     runs, reports = home(), (checkout() or Path.cwd()) / "reports"

@@ -127,9 +127,9 @@ def disk_remedy(number) -> str:
     "What to do about an operating-system error about storage; '' for any other."
     return {errno.ENOSPC: "no space left on the disk; free some or set MATHREPRO_HOME to a larger one (finished stages are kept)",
             errno.EDQUOT: "disk quota exceeded; free some or set MATHREPRO_HOME to another disk (finished stages are kept)",
-            errno.EACCES: "no permission to write; set MATHREPRO_HOME to a folder of yours or fix its owner",
-            errno.EPERM: "no permission to write; set MATHREPRO_HOME to a folder of yours or fix its owner",
-            errno.EROFS: "the disk is read-only; set MATHREPRO_HOME to a folder that can be written"}.get(number, "")
+            errno.EACCES: "no permission; make the folder yours to write, or set MATHREPRO_HOME to one that is",
+            errno.EPERM: "no permission; make the folder yours to write, or set MATHREPRO_HOME to one that is",
+            errno.EROFS: "the disk is read-only; set MATHREPRO_HOME to a folder that can be written, and work in a copy of the repository"}.get(number, "")
 
 # %% ../nbs/06_notebooks.ipynb #8f200a75
 def reason(error) -> str:
