@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'VERDICTS', 'RULES', 'NEEDS', 'CHOICES', 'KEYS', 'SCOPES', 'Claim', 'rule_text', 'load_claims', 'read_claim',
-           'read_value', 'Check', 'Evidence', 'check', 'Stated', 'Verdict', 'p_values', 'guard', 'amount', 'basis',
-           'measured', 'reason', 'outlook', 'settle_text', 'scope_of', 'base', 'not_run', 'audit', 'tested', 'numbers',
-           'decide', 'match', 'tally', 'ledger_table', 'write_ledger']
+           'read_value', 'Check', 'Evidence', 'check', 'Stated', 'Measured', 'Verdict', 'p_values', 'guard', 'amount',
+           'basis', 'measured', 'reason', 'outlook', 'settle_text', 'scope_of', 'base', 'not_run', 'audit', 'tested',
+           'numbers', 'decide', 'match', 'tally', 'ledger_table', 'write_ledger']
 
 # %% ../nbs/60_claims.ipynb #66839179
 import json, math
@@ -164,19 +164,24 @@ class Stated:
 
 # %% ../nbs/60_claims.ipynb #00e23912
 @dataclass(frozen=True)
-class Verdict(Stated):
-    "The outcome for one claim; numbers in the claim's unit; `None` where they do not apply. `p_…` are Holm-adjusted over `family` tests, `raw_p_…` are not."
+class Measured(Stated):
+    "The measured numbers of a verdict, in the claim's unit; `None` where they do not apply."
     estimate: "float | None" = None
     low: "float | None" = None       # 95 % interval, not corrected for the number of claims
     high: "float | None" = None
     means: str = ""                  # arm means in the unit, "; "-joined
+    seeds: str = ""                  # training runs per arm
+    items: int = 0                   # test problems
+
+# %% ../nbs/60_claims.ipynb #b070205f
+@dataclass(frozen=True)
+class Verdict(Measured):
+    "The outcome for one claim; numbers in the claim's unit; `None` where they do not apply. `p_…` are Holm-adjusted over `family` tests, `raw_p_…` are not."
     p_support: "float | None" = None
     p_contradict: "float | None" = None
     raw_p_support: "float | None" = None
     raw_p_contradict: "float | None" = None
     family: int = 0
-    seeds: str = ""
-    items: int = 0
     detectable: "float | None" = None   # effect found with 80 % power at the corrected level
     settle_seeds: "int | None" = None   # runs per arm that would detect the smallest effect of interest
     settle_items: "int | None" = None
@@ -259,6 +264,7 @@ def scope_of(c: Claim, e: "Evidence | None") -> str:
     data = "" if e is None or e.not_run else e.data or ("tables" if c.kind == "audit" else "world")
     return SCOPES.get(data, data)
 
+# %% ../nbs/60_claims.ipynb #27b6d7e9
 def base(c: Claim, e: "Evidence | None", verdict: str, explanation: str, **more) -> Verdict:
     "A `Verdict` with everything that comes straight from claim and evidence."
     shared = {k: getattr(c, k) for k in ("paper", "statement", "where", "reported", "tier", "kind", "rule", "control", "unit", "cost")}
