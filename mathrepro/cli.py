@@ -117,6 +117,7 @@ def report_command(args) -> int:
     print(build_site())
     return 0
 
+# %% ../nbs/64_cli.ipynb #9d4fa9a2
 def doctor_command(args) -> int:
     "`mathrepro doctor`."
     from mathrepro.doctor import doctor

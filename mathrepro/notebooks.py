@@ -151,7 +151,7 @@ def only_one(out):
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         f = open(out.with_suffix(".lock"), "w")
-    except OSError as e: raise UserError(f"{disk_remedy(e.errno) or e.strerror}: {out.parent}") from None
+    except OSError as e: raise UserError(f"{disk_remedy(e.errno) or e.strerror + '; set MATHREPRO_HOME to a folder that can be written'}: {out.parent}") from None
     with f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise UserError(f"{out.name} is being made by another process; wait for it, or stop it") from None
@@ -172,9 +172,10 @@ def keep_failed(part, out, error):
 # %% ../nbs/06_notebooks.ipynb #ee5ae82c
 def execute(plan, progress=True, cell_timeout=None):
     "Execute the plan's notebook into its final place; `UserError` or `RunFailed` with one line otherwise. `cell_timeout` in seconds."
-    import logging, papermill
+    import logging, papermill, warnings
+    warnings.filterwarnings("ignore", "The specified file .* does not end in", UserWarning)  # the .part suffix is on purpose
     part, start = plan.out.with_name(f"{plan.out.name}.part"), time.time()
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
     shown = dict(on_cell=cell_printer(sys.stderr, start), stderr_file=sys.stderr) if progress else {}
     record = dict(paper=plan.paper, profile=plan.profile, overrides=list(plan.overrides), key=plan.key, command=command(plan))
     try: papermill.execute_notebook(str(plan.notebook), str(part), plan.params, engine_name="mathrepro", kernel_name="mathrepro", progress_bar=False,
