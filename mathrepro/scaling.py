@@ -28,6 +28,7 @@ def binomial_shape(p):
     "p (1 - p), kept away from 0 so that a size with accuracy 0 does not get all the weight."
     return np.maximum(p * (1 - p), 0.02)
 
+# %% ../nbs/42_scaling.ipynb #d6fb79dc
 def as_points(sizes, acc_by_seed, items=None) -> Points:
     """`Points` from `acc_by_seed[i]`: accuracies of the runs at `sizes[i]` (a number, 1-D: runs, or 2-D: runs × items of 0/1). Raises `UserError` on sizes
     that are not positive, repeated, or fewer than three."""
@@ -107,6 +108,7 @@ def named(form, alpha, top, slope, scale) -> dict:
     tail = {"c": float(slope * scale ** alpha), "alpha": float(alpha)}
     return tail if form == "power" else {"L": float(top), **tail}
 
+# %% ../nbs/42_scaling.ipynb #f61dc183
 def fit_scaling(sizes, acc_by_seed, form="log-linear", items=None, n_boot=300, seed=0) -> Fit:
     """Fits one form to accuracies of runs at several sizes (see `as_points`), weighted by binomial variance. The bootstrap is parametric: new means with the
     estimated noise, whose own uncertainty (few runs) is drawn too. Raises `UserError` for an unknown form or fewer sizes than parameters."""
@@ -156,14 +158,15 @@ def compare_fits(sizes, acc_by_seed, items=None, forms=tuple(FORMS), n_boot=300,
     fits = {f: fit_scaling(p, None, f, n_boot=n_boot, seed=seed) for f in forms}
     held = {f: heldout(p, f) for f in forms}
     noise = math.sqrt((p.phi or np.median([g.sse for g in fits.values()]) / len(p.sizes)) * p.shape[-1] / p.runs[-1])
-    best = min(abs(e) for e in held.values())
+    best = np.nanmin([abs(e) for e in held.values()] + [math.inf])     # nan: too few sizes to hold one out
     a = np.array([g.aicc for g in fits.values()])
     weight = np.exp(-(a - a.min()) / 2) if np.isfinite(a.min()) else np.ones(len(a))
-    chosen = min((f for f in forms if abs(held[f]) <= best + noise), key=lambda f: (fits[f].aicc, abs(held[f])))
+    chosen = min((f for f in forms if abs(held[f]) <= best + noise), default=min(forms, key=lambda f: fits[f].aicc), key=lambda f: fits[f].aicc)
     rows = [{"form": f, **{"parameters": ", ".join(f"{k}={v:.3g}" for k, v in g.params.items())}, "rmse": 100 * math.sqrt(np.mean((g(p.sizes) - p.acc) ** 2)),
              "held-out error": 100 * held[f], "noise": 100 * noise, "AICc weight": w, "chosen": f == chosen} for (f, g), w in zip(fits.items(), weight / weight.sum())]
     return pd.DataFrame(rows), fits
 
+# %% ../nbs/42_scaling.ipynb #6ce6bcec
 def heldout(p: Points, form) -> float:
     "Predicted minus measured accuracy at the largest size, by the form fitted to the others; nan when they are too few."
     if len(p.sizes) - 1 < max(FORMS[form], 2): return math.nan
