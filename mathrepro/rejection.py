@@ -93,8 +93,8 @@ def judge_path(text, gold_answer, rules):
 def _scan(samples, gold, rules):
     "Yield (row, question_id, text, reason, equations, detail) per sample, in scan order. Raises UserError for a question without gold."
     for row, sample in enumerate(samples):
-        try: question_id, text = sample["question_id"], sample["text"]
-        except (KeyError, TypeError): raise UserError(f"sample {row} is no record with question_id and text: {sample!r:.80}") from None
+        try: question_id, text = sample["question_id"], sample["text"] + ""
+        except (KeyError, TypeError): raise UserError(f"sample {row} is no record with question_id and text: {str(sample):.80}") from None
         try: answer = gold[question_id]
         except KeyError: raise UserError(f"question {question_id!r} of sample {row} has no gold answer: check that both sides "
                                          f"number the questions alike ({len(gold)} gold answers)") from None

@@ -16,11 +16,12 @@ from mathrepro.equations import OFFICIAL, _check_links, parse_annotations
 from mathrepro.rejection import select_paths
 
 def read(name):
+    if "MATHREPRO_DATA" not in os.environ: sys.exit("set MATHREPRO_DATA to the folder that holds gsm8k/train.jsonl and gsm8k/example_model_solutions.jsonl")
     with open(Path(os.environ["MATHREPRO_DATA"]) / "gsm8k" / name, encoding="utf-8") as f: return [json.loads(line) for line in f]
 
 COMMUTE = re.compile(r"<<([0-9.]+)([+*])([0-9.]+)=([0-9.]+)>>")
 
-def variants(solution, rng, n=8):
+def variants(solution, rng, n=7):
     "Up to `n` texts of one solution with different equation lists, all right; the first is the solution itself."
     found = {tuple(e.text for e in parse_annotations(solution)): solution}
     for _ in range(4 * n):
@@ -46,7 +47,7 @@ def make_samples(n_questions, k, seed=0):
     for _ in range(k):
         for q, own in enumerate(paths):
             if rng.random() > ease[q]: text = rng.choice(others)
-            else: text = reworded(own[min(int(rng.paretovariate(1.3)) - 1, len(own) - 1)] if len(own) > 1 else own[0], words, rng)
+            else: text = reworded(own[min(int(rng.paretovariate(1.4)) - 1, len(own) - 1)] if len(own) > 1 else own[0], words, rng)
             samples.append(dict(question_id=q, text=text))
     return samples, {q: row["answer"].rsplit("#### ")[-1] for q, row in enumerate(train)}
 
