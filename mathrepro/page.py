@@ -20,7 +20,7 @@ from nbconvert.utils.exceptions import ConversionException
 from jupyter_core.paths import jupyter_path
 from traitlets import default
 from .config import UserError
-from .report import MIME, load_notebook, page_facts, read_records, scroll, slug, tags_of, template_folder, themed
+from .report import MIME, load_notebook, nav_html, page_facts, read_records, scroll, slug, tags_of, template_folder, themed
 
 # %% ../nbs/61a_page.ipynb #19c878a4
 class ReportError(UserError, ConversionException):
@@ -169,12 +169,12 @@ def report_page(nb, resources=None) -> dict:
             if html.strip(): page["parts"].append(html)
         elif cell["cell_type"] == "code":
             outputs = "" if tags_of(cell) & {"hide-output"} else "".join(output_html(o, page) for o in cell.get("outputs", []))
-            page["parts"].append(code_html(cell) + outputs)
+            if (html := code_html(cell) + outputs): page["parts"].append(html)
     name = (resources or {}).get("metadata", {}).get("name", "report")
     page["title"] = page["title"] or escape(str(name))
     page["plain_title"] = escape(unescape(re.sub(r"<[^>]+>", "", re.sub(r'<svg aria-label="([^"]*)".*?</svg>', r"\1", page["title"], flags=re.S))))
     if page["claims"]: page["toc"].insert(0, dict(level=2, id="claims", number="", text="Claims"))
-    return {**page, "facts": page_facts(nb), "nav": (resources or {}).get("report", {})}
+    return {**page, "facts": page_facts(nb), "nav": nav_html(resources["report"]) if (resources or {}).get("report") else ""}
 
 # %% ../nbs/61a_page.ipynb #9db94978
 class Offences(HTMLParser):

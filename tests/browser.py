@@ -1,5 +1,5 @@
 "Headless Chromium over the DevTools pipe (no port, no driver): enough to measure a page and to take its picture."
-import base64, json, os, shutil, subprocess, tempfile
+import base64, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
@@ -16,8 +16,9 @@ class Browser:
         r_in, self.w = os.pipe()
         self.r, w_out = os.pipe()
         command = [path or find(), *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
-        # DevTools reads from descriptor 3 and writes to 4; sh moves ours there
-        self.p = subprocess.Popen(["sh", "-c", f'exec 3<&{r_in} 4>&{w_out}; exec "$@"', "sh", *command], pass_fds=(r_in, w_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # DevTools reads from descriptor 3 and writes to 4; a small process moves ours there and becomes the browser
+        shim = "import fcntl, os, sys; a, b = (fcntl.fcntl(int(x), fcntl.F_DUPFD, 10) for x in sys.argv[1:3]); os.dup2(a, 3); os.dup2(b, 4); os.execvp(sys.argv[3], sys.argv[3:])"
+        self.p = subprocess.Popen([sys.executable, "-c", shim, str(r_in), str(w_out), *command], pass_fds=(r_in, w_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(r_in); os.close(w_out)
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
