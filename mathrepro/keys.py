@@ -105,10 +105,10 @@ def function_name(fn) -> str:
         raise UserError(f"stage function {qual or fn!r} (in {module}) cannot be imported by a worker; put it at the top level of a module file and import it from there")
     return f"{module}:{qual}"
 
-def stage_key(fn, params) -> str:
-    "64 hex digits: the key of running `fn` with the keyword arguments `params` (`plain` values; stages stand for their keys)."
+def stage_key(fn, params, where="parameter") -> str:
+    "64 hex digits: the key of running `fn` with the keyword arguments `params` (stages stand for their keys)."
     name = function_name(fn)
-    what = {"format": FORMAT, "function": name, "code": code_hash(name.split(":")[0]), "params": plain(params, "params")}
+    what = {"format": FORMAT, "function": name, "code": code_hash(name.split(":")[0]), "params": {k: plain(v, f"{where} {k}") for k, v in params.items()}}
     return hashlib.sha256(canonical(what)).hexdigest()
 
 # %% ../nbs/03a_keys.ipynb #71fa25f3

@@ -71,15 +71,16 @@ def write_any(path, data):
 # %% ../nbs/03b_store.ipynb #4134d772
 def disk_error(exc, folder) -> "UserError | None":
     "The `UserError` for an exception that means a full disk or a folder that cannot be written, else None."
-    code, text = getattr(exc, "errno", None), str(exc)
-    free = lambda: f"{shutil.disk_usage(folder if Path(folder).exists() else '/').free / 2**20:,.0f} MiB free"
-    what = getattr(exc, "filename", None) or folder
+    code, text, named = getattr(exc, "errno", None), str(exc), getattr(exc, "filename", None)
+    place = Path(os.fsdecode(named)).parent if isinstance(named, (str, bytes)) else Path(folder)
+    place = place if place.exists() else Path(folder)
+    free = lambda: f"{shutil.disk_usage(place if place.exists() else '/').free / 2**20:,.0f} MiB free"
     remedy = "make room (mathrepro.runs.prune lists what no run needs) or set MATHREPRO_HOME to another disk, then run again: finished work is kept"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text or "os error 28" in text:
-        return UserError(f"no disk space left in {folder} ({free()}); {remedy}")
-    if code == errno.EFBIG: return UserError(f"a file in {folder} hit the largest size allowed ({free()}); raise the limit (ulimit -f) or {remedy}")
-    if isinstance(exc, OSError) and code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"cannot write {what}: {os.strerror(code)}; make it writable or set MATHREPRO_HOME to another folder")
+        return UserError(f"no disk space left in {place} ({free()}); {remedy}")
+    if code == errno.EFBIG: return UserError(f"a file in {place} hit the largest size allowed ({free()}); raise the limit (ulimit -f) or {remedy}")
+    if isinstance(exc, OSError) and code in (errno.EACCES, errno.EPERM, errno.EROFS) and str(named or folder).startswith(str(folder)):
+        return UserError(f"cannot write {named or folder}: {os.strerror(code)}; make it writable or set MATHREPRO_HOME to another folder")
 
 @contextmanager
 def disk_errors(folder):
