@@ -114,7 +114,7 @@ def has_report() -> bool:
 def report_command(args) -> int:
     "`mathrepro report`."
     from mathrepro.site import build_site
-    print(build_site())
+    print(build_site(say=lambda line: print(line, file=sys.stderr)))
     return 0
 
 # %% ../nbs/64_cli.ipynb #9d4fa9a2
