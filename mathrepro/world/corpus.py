@@ -48,9 +48,9 @@ def exercise(drawn, rng:Random)->str:
 MIX = (("drill", .25), ("lesson", .05), ("story", .15), ("exercise", .55))
 
 def documents(n:int, # how many
-              seed:int=1000, world:World=World(steps=(.4, .4, .2)), mix=MIX)->list:
-    "The first n pre-training documents of a seed; `mix` gives the share of each kind of text."
-    rng, source = Random(f"corpus/{seed}"), stream("train", seed, world)
+              seed:int=1000, world:World=World(steps=(.35, .3, .2, .15)), mix=MIX, split:str="train")->list:
+    "The first n pre-training documents of a seed and split; `mix` gives the share of each kind of text."
+    rng, source = Random(f"corpus/{seed}/{split}"), stream(split, seed, world)
     kinds, weights = zip(*mix)
     make = dict(lesson=lesson, story=story, exercise=exercise)
     out = []
