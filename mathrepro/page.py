@@ -38,6 +38,7 @@ def math_svg(tex, block=False) -> str:
         raise ReportError(f"bad TeX: {tex} ({unescape(why[1]) if why else 'not understood'}); correct the formula in the notebook")
     return re.sub(r"MJX-\d+-", "mj-", svg).replace("<svg ", f'<svg aria-label="{escape(tex)}" ', 1)
 
+# %% ../nbs/61a_page.ipynb #d23ce05b
 def share_glyphs(html) -> str:
     "`html` with the glyph outlines of all formulas moved into one hidden drawing before `</body>`."
     glyphs = {}
@@ -61,6 +62,7 @@ class PageRenderer(IPythonRenderer):
     def heading(self, text, level, **attrs): return add_heading(self.page, text, level)
     def block_mermaidjs(self, code): return self.block_code(code)
 
+# %% ../nbs/61a_page.ipynb #951b75be
 def unique(name, ids) -> str:
     "`name`, or `name-2`, `name-3`, ... when taken; the result is added to the set `ids`."
     found = next(n for n in [name, *(f"{name}-{i}" for i in range(2, 10000))] if n not in ids)
@@ -193,6 +195,7 @@ class Offences(HTMLParser):
             if k == "id": self.ids.append(v)
             if tag == "a" and k == "href" and v.startswith("#"): self.links.append(v[1:])
 
+# %% ../nbs/61a_page.ipynb #411b2682
 def inspect_page(html) -> Offences:
     "Offences, anchors and inner links of a page."
     seen = Offences()

@@ -9,8 +9,8 @@ __all__ = ['MIME', 'head', 'SOURCES', 'PALETTE', 'MARKERS', 'LINES', 'THEME', 'V
            'column_digits', 'as_rows', 'sources', 'group_row', 'slug', 'body_html', 'scroll', 'table_html',
            'show_table', 'plot_style', 'svg_of', 'themed', 'bar_series', 'series_of', 'figure_data', 'figure_html',
            'show_figure', 'get', 'badge', 'counts', 'tally', 'measured_value', 'checks_of', 'claim_record',
-           'measured_html', 'claim_more', 'claim_row', 'claims_html', 'show_claims', 'totals', 'by_group', 'seconds',
-           'cost_rows', 'flat', 'provenance_html', 'environment_of', 'code_of', 'show_provenance', 'tags_of',
+           'measured_html', 'claim_more', 'claim_cell', 'claim_row', 'claims_html', 'show_claims', 'totals', 'by_group',
+           'seconds', 'cost_rows', 'flat', 'provenance_html', 'environment_of', 'code_of', 'show_provenance', 'tags_of',
            'parameters_of', 'source_key', 'command', 'first_value', 'page_facts', 'nav_html', 'template_folder']
 
 # %% ../nbs/61_report.ipynb #b0f60e37
@@ -286,6 +286,7 @@ def series_of(ax):
             good = len(ends) == len(x) and all(len(e) == 2 for e in ends)
             yield c.get_label(), x, y, [e[0] for e in ends] if good else None, [e[1] for e in ends] if good else None
 
+# %% ../nbs/61_report.ipynb #4a9df1c3
 def figure_data(fig) -> list:
     "Rows `{panel, series, x, y, low, high}` of the labelled series of a matplotlib figure; at most 400 (curves longer than 60 points are thinned), columns that say nothing left out."
     rows = []
@@ -378,7 +379,7 @@ def measured_html(x) -> str:
     "HTML of a measured value; a difference keeps its sign and unit."
     t = triple(x)
     if not t or not isinstance(x, dict): return cell_html(x)
-    d = column_digits([x])
+    d = 1 if str(x.get("unit") or "").startswith("points") else column_digits([x])
     sign = "+" if t[0] > 0 and x.get("unit") else ""
     return f'{sign}{number(t[0], d)} {escape(str(x.get("unit") or ""))} <small class="mr-ci">[{number(t[1], d)}, {number(t[2], d)}]</small>'
 
@@ -391,21 +392,26 @@ def claim_more(c) -> str:
     return f"<details><summary>rule and details</summary>{more}</details>" if more else ""
 
 # %% ../nbs/61_report.ipynb #77016666
+def claim_cell(c) -> str:
+    "Id, tier, statement, place in the paper, what came out, and the folded details of a claim."
+    tier = f' · tier {escape(str(c["tier"]))}' if c["tier"] else ""
+    where = f' <span class="mr-where">{escape(str(c["where"]))}</span>' if c["where"] else ""
+    why = f'<p class="mr-why">{escape(str(c["explanation"]))}</p>' if c["explanation"] else ""
+    return f'<p class="mr-id"><code>{escape(c["id"])}</code>{tier}</p>{escape(str(c["statement"] or ""))}{where}{why}{claim_more(c)}'
+
 def claim_row(c) -> str:
     "One claim as a table row; the labels serve the narrow layout, where cells stand under each other."
-    where = f' <span class="mr-where">{escape(str(c["where"]))}</span>' if c["where"] else ""
-    tier = f'<small>tier {escape(str(c["tier"]))}</small>' if c["tier"] else ""
-    why = f'<p class="mr-why">{escape(str(c["explanation"]))}</p>' if c["explanation"] else ""
     link = f'<a href="#{escape(str(c["anchor"]).lstrip("#"))}">evidence</a>' if c["anchor"] else ""
-    cells = [("Claim", f'{escape(str(c["statement"] or ""))}{where}{why}{claim_more(c)}', ""), ("Paper says", cell_html(c["reported"]), "mr-reported"),
-             ("Measured", measured_html(c["measured"]), "mr-measured"), ("Verdict", f'{badge(c["verdict"])} {link}', ""), ("Scope", cell_html(c["scope"]), "mr-small")]
+    said = cell_html(c["reported"]).replace("-&gt;", "→")
+    cells = [("Paper says", said, "mr-reported"), ("Measured", measured_html(c["measured"]), "mr-measured"), ("Verdict", f'{badge(c["verdict"])} {link}', ""), ("Scope", cell_html(c["scope"]), "mr-small")]
     tds = "".join(f'<td role="cell" data-label="{k}" class="{cls}"><div>{v}</div></td>' for k, v, cls in cells)
-    return f'<tr role="row" id="claim-{slug(c["id"])}"><th scope="row" role="rowheader"><code>{escape(c["id"])}</code> {tier}</th>{tds}</tr>\n'
+    return f'<tr role="row" id="claim-{slug(c["id"])}"><th scope="row" role="rowheader">{claim_cell(c)}</th>{tds}</tr>\n'
 
+# %% ../nbs/61_report.ipynb #5dd65a91
 def claims_html(verdicts, caption="Claims of the paper, and what became of them here", anchors=None) -> str:
     "HTML of `show_claims`."
     rows = [claim_record(v, anchors) for v in verdicts]
-    heads = "".join(f'<th scope="col" role="columnheader"{cls}>{h}</th>' for h, cls in (("Id", ""), ("Claim", ""), ("Paper says", ' class="mr-reported"'),
+    heads = "".join(f'<th scope="col" role="columnheader"{cls}>{h}</th>' for h, cls in (("Claim", ""), ("Paper says", ' class="mr-reported"'),
                     ("We measured", ' class="mr-measured"'), ("Verdict", ""), ("Scope", "")))
     table = (f'<table role="table" class="mr-claims"><caption><span>{escape(caption)}</span></caption><thead role="rowgroup"><tr role="row">{heads}</tr></thead>'
              f'<tbody role="rowgroup">{"".join(map(claim_row, rows))}</tbody></table>')
@@ -466,6 +472,7 @@ def provenance_html(ledger, environment) -> str:
 # %% ../nbs/61_report.ipynb #197a20e3
 PRESENTATION = {f"mathrepro.{m}" for m in ["report", "page", "site", "cli", "doctor", "papermill_engine", "kernel", "provenance"]}
 
+# %% ../nbs/61_report.ipynb #030f8c08
 def environment_of(run=None) -> dict:
     "Packages, hardware, python, platform and commit of this process, overlaid by what `run.provenance()` tells where a run has that."
     own = run.provenance() if callable(getattr(run, "provenance", None)) else {}
@@ -482,6 +489,7 @@ def code_of(notebook) -> dict:
             if n.startswith("mathrepro.") and n not in PRESENTATION and n.rpartition(".")[0] not in PRESENTATION: out.update(code_modules(n))
     return {k.removeprefix("mathrepro."): v[:12] for k, v in sorted(out.items()) if k not in PRESENTATION}
 
+# %% ../nbs/61_report.ipynb #045f825f
 def show_provenance(run=None, **extra):
     "Show and record where a page's numbers come from: cost ledger of `run` (rows of `run.ledger()`, or a list of such rows), versions, hardware, and `extra` (seeds, parameters)."
     ledger = jsonable(run.ledger() if hasattr(run, "ledger") else run or [])

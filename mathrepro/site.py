@@ -56,6 +56,7 @@ def title_of(nb) -> str:
     title = next((l[2:] for l in lines if l.startswith("# ")), "")
     return re.sub(r"[*`$]|\\(?=[A-Za-z])|\\[a-z]+\{|[{}]", "", re.sub(r"\\(?:mathrm|text|textbf)\b", "", title)).strip()
 
+# %% ../nbs/62_site.ipynb #a79af441
 def report_data(notebook) -> dict:
     "The record behind one page, from an executed notebook (path)."
     nb = load_notebook(notebook)
@@ -129,6 +130,7 @@ def load_reports(out) -> list:
         if isinstance(d, dict) and d.get("schema") == SCHEMA and {"paper", "profile", "page"} <= set(d): found.append(d)
     return sorted(found, key=lambda d: order(d["paper"], d["profile"], d.get("overrides", ())))
 
+# %% ../nbs/62_site.ipynb #a8cd6d89
 def plain_measured(x) -> str:
     "Text of a measured value with sign and unit."
     return unescape(re.sub(r"<[^>]+>", "", measured_html(x)))
@@ -144,6 +146,7 @@ def ledger_rows(reports) -> list:
                              estimate=None if est is None else float(est), low=low and float(low), high=high and float(high), commit=d["commit"], made_from=d["source_key"]))
     return rows
 
+# %% ../nbs/62_site.ipynb #a89bd0ec
 def ledger_parquet(rows) -> bytes:
     "`ledger_rows` as a Parquet file."
     import io
@@ -176,6 +179,7 @@ def cost_text(t) -> str:
     if t.get("peak_mib"): parts.append(f'{number(int(t["peak_mib"]))} MiB at most')
     return " · ".join(parts) or "not recorded"
 
+# %% ../nbs/62_site.ipynb #db78107f
 def run_html(d, why="") -> str:
     "One report in the index."
     note = f'<p class="mr-error"><strong>Stopped with an error:</strong> {escape(d["errors"][0])}</p>' if d["errors"] else ""
@@ -187,6 +191,7 @@ def run_html(d, why="") -> str:
     return (f'<article class="run" id="{escape(stem)}"><div><h3><a href="{escape(d["page"])}">Profile {escape(name)}</a></h3><p class="mr-scope">{escape(d["label"])}</p></div>\n'
             f'<div>{verdicts}{note}<dl class="facts">{dl}</dl><pre tabindex="0">{escape(d["command"])}</pre></div></article>\n')
 
+# %% ../nbs/62_site.ipynb #d023e5e0
 def index_parts(reports) -> list:
     "(paper, title, reference, HTML of its runs) per paper."
     names = list(dict.fromkeys(d["paper"] for d in reports))
@@ -213,6 +218,7 @@ def current(data, out) -> bool:
     try: return page.exists() and json.loads(old.read_text(encoding="utf-8")).get("made_of") == data["made_of"]
     except (OSError, ValueError): return False
 
+# %% ../nbs/62_site.ipynb #b0597926
 def build_site(home=None, out=None, notebooks=None, say=None) -> Path:
     """Draw `reports/` (or `out`): a page and a JSON file per executed notebook (those under `home`, or the given paths), `claims.parquet` over all, `index.html`.
 
