@@ -461,12 +461,13 @@ def flat(d, prefix="") -> dict:
     for k, v in d.items(): out.update(flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v})
     return out
 
-def provenance_html(ledger, environment) -> str:
-    "HTML of `show_provenance`."
+def provenance_html(ledger, environment, elapsed=None) -> str:
+    "HTML of `show_provenance`; `elapsed`: seconds on the clock, which parallel stages make shorter than the sum of their times."
     fold = lambda title, html: f'<details class="mr-data"><summary>{title}</summary>{html}</details>'
     full = table_html(cost_rows(ledger, "name"), "All stages", name="ledger-stages", made_by="") if ledger else ""
     env = table_html([{"what": k, "value": plain(v)} for k, v in flat(environment).items()], "Environment of the run", name="environment", made_by="")
-    cost = table_html(cost_rows(by_group(ledger)), "Cost by stage", name="cost") if ledger else ""
+    note = f"Times add up over stages that ran side by side; on the clock the run took {seconds(elapsed)}." if elapsed else ""
+    cost = table_html(cost_rows(by_group(ledger)), "Cost by stage", name="cost", note=note) if ledger else ""
     return cost + (fold(f"All {len(ledger)} stages", full) if full else "") + fold("Environment: versions, hardware, seeds, parameters", env)
 
 # %% ../nbs/61_report.ipynb #197a20e3
@@ -496,7 +497,9 @@ def show_provenance(run=None, **extra):
     environment = environment_of(run if hasattr(run, "ledger") else None) | jsonable(extra)
     source = os.environ.get("MATHREPRO_NOTEBOOK")
     code = code_of(source) if source and Path(source).exists() else {}
-    emit("provenance", dict(ledger=ledger, totals=totals(ledger), environment=environment, code=code), "provenance", provenance_html(ledger, environment), f"{len(ledger)} stages")
+    elapsed = jsonable(run.totals().get("elapsed_s")) if hasattr(run, "totals") else None
+    value = dict(ledger=ledger, totals={**totals(ledger), "elapsed_s": elapsed}, environment=environment, code=code)
+    emit("provenance", value, "provenance", provenance_html(ledger, environment, elapsed), f"{len(ledger)} stages")
 
 # %% ../nbs/61_report.ipynb #7ed9d787
 def tags_of(cell) -> set:

@@ -67,7 +67,7 @@ def report_data(notebook) -> dict:
     return dict(schema=SCHEMA, paper=paper, profile=profile, overrides=list(overrides), page=file_name(paper, profile, overrides) + ".html", title=title_of(nb) or paper, reference=facts["paper"], **about,
                 source_key=facts["key"], text_key=source_key(nb, {}), parameters=parameters_of(nb), errors=failures(nb), counts=counts(claims), claims=claims,
                 tables=by_kind(records, "table"), figures=by_kind(records, "figure"), values=by_kind(records, "value"), code=costs.get("code", {}),
-                totals=totals(costs["ledger"]), ledger=costs["ledger"], environment=costs["environment"], command=command(paper, profile, overrides), made_of=file_key(notebook))
+                totals=costs.get("totals") or totals([]), ledger=costs["ledger"], environment=costs["environment"], command=command(paper, profile, overrides), made_of=file_key(notebook))
 
 # %% ../nbs/62_site.ipynb #e79003c1
 def file_key(notebook) -> str:
@@ -172,7 +172,8 @@ def renew_nav(path, nav):
 # %% ../nbs/62_site.ipynb #2fbd8e98
 def cost_text(t) -> str:
     "Cost of a run in one line (HTML): time, tokens, FLOPs, peak memory."
-    parts = [seconds(t["wall_s"])] if t.get("wall_s") else []
+    work = f'{seconds(t["wall_s"])} of work' if t.get("wall_s") else ""
+    parts = [f'{seconds(t["elapsed_s"])} on the clock ({work})' if t.get("elapsed_s") else work] if work else []
     tokens = t.get("tokens_in", 0) + t.get("tokens_out", 0)
     if tokens: parts.append(f"{number(int(tokens))} tokens")
     if t.get("flops"): parts.append(f'{number(float(t["flops"]))} FLOPs')
