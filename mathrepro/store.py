@@ -30,21 +30,24 @@ def fsync_file(path):
     finally: os.close(fd)
 
 # %% ../nbs/03b_store.ipynb #e72fa8b7
-def replace_file(path, write):
-    "Call `write(temporary path)`, then give that file the name `path` in one step."
+def replace_file(path, write, sync=True):
+    "Call `write(temporary path)`, then give that file the name `path` in one step; sync=False leaves it to the system when the bytes reach the disk."
     path = Path(path)
     tmp = path.with_name(f".{path.name}.part")
-    try: write(tmp); fsync_file(tmp); os.replace(tmp, path)
+    try:
+        write(tmp)
+        if sync: fsync_file(tmp)
+        os.replace(tmp, path)
     except BaseException: tmp.unlink(missing_ok=True); raise
-    fsync_folder(path.parent)
+    if sync: fsync_folder(path.parent)
 
-def write_bytes(path, data: bytes):
+def write_bytes(path, data: bytes, sync=True):
     "Write a file whole or not at all."
-    replace_file(path, lambda tmp: tmp.write_bytes(data))
+    replace_file(path, lambda tmp: tmp.write_bytes(data), sync)
 
-def write_json(path, value):
+def write_json(path, value, sync=True):
     "Write `value` as JSON for people (one space of indent), whole or not at all."
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), sync)
 
 # %% ../nbs/03b_store.ipynb #a34e306f
 def as_table(rows):
@@ -55,18 +58,19 @@ def as_table(rows):
     else: t = pa.Table.from_pandas(rows, preserve_index=False)
     return t.replace_schema_metadata({k: v for k, v in (t.schema.metadata or {}).items() if k != b"pandas"} or None)
 
-def write_table(path, rows):
+def write_table(path, rows, sync=True):
     "Write rows as Parquet (zstd level 3, groups of 64 Ki rows), whole or not at all; equal rows give equal bytes."
     import pyarrow.parquet as pq
     table = as_table(rows)
-    replace_file(path, lambda tmp: pq.write_table(table, tmp, compression="zstd", compression_level=3, row_group_size=1 << 16, version="2.6", store_schema=True))
+    settings = dict(compression="zstd", compression_level=3, row_group_size=1 << 16, version="2.6", store_schema=True)
+    replace_file(path, lambda tmp: pq.write_table(table, tmp, **settings), sync)
 
-def write_any(path, data):
+def write_any(path, data, sync=True):
     "Write `data` in the form the name asks for: .parquet (rows), .json (any JSON value), else text or bytes."
     path = Path(path)
-    if path.suffix == ".parquet": write_table(path, data)
-    elif path.suffix == ".json": write_json(path, data)
-    else: write_bytes(path, data if isinstance(data, bytes) else str(data).encode())
+    if path.suffix == ".parquet": write_table(path, data, sync)
+    elif path.suffix == ".json": write_json(path, data, sync)
+    else: write_bytes(path, data if isinstance(data, bytes) else str(data).encode(), sync)
 
 # %% ../nbs/03b_store.ipynb #4134d772
 def disk_error(exc, folder) -> "UserError | None":
@@ -166,12 +170,12 @@ def list_files(folder) -> dict:
 
 def commit_stage(out, path, record, cost):
     "Add the records to the folder `out`, push it to the disk and rename it to `path`."
-    record = {**record, "files": list_files(out)}
-    for n in record["files"]: fsync_file(Path(out) / n)
-    for p in [*Path(out).rglob("*")]:
+    out, record = Path(out), {**record, "files": list_files(out)}
+    write_json(out / "cost.json", cost, sync=False)
+    write_json(out / "stage.json", record, sync=False)
+    for n in [*record["files"], "stage.json"]: fsync_file(out / n)
+    for p in [*out.rglob("*"), out]:
         if p.is_dir() and not p.is_symlink(): fsync_folder(p)
-    write_json(Path(out) / "cost.json", cost)
-    write_json(Path(out) / "stage.json", record)
     os.rename(out, path)
     fsync_folder(Path(path).parent)
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TORCH_SEED', 'FIXED', 'BOOT', 'read_journal', 'keep_only', 'Context', 'report', 'shards', 'commit', 'seed_globals',
-           'load_function', 'with_paths', 'execute', 'attempt', 'stale', 'thread_env', 'adopt', 'die_with_parent',
-           'serve', 'Worker', 'send', 'receive', 'kill', 'take_worker', 'give_worker', 'close_workers', 'why_dead']
+           'load_function', 'with_paths', 'execute', 'attempt', 'trace_of', 'stale', 'thread_env', 'adopt',
+           'die_with_parent', 'serve', 'Worker', 'send', 'receive', 'kill', 'take_worker', 'give_worker',
+           'close_workers', 'why_dead']
 
 # %% ../nbs/03e_workers.ipynb #62e0ea50
 import atexit, ctypes, faulthandler, gc, importlib, json, os, queue, random, shutil, signal, socket, subprocess, sys
@@ -67,11 +68,9 @@ class Context:
     def commit(self, path, data): commit(self, path, data)
 
 # %% ../nbs/03e_workers.ipynb #c9c0e2f8
-def _note(ctx, row, sync=False):
+def _note(ctx, row):
     "Append a line to the journal (a line break first: a kill may have left half a line)."
-    with open(ctx.folder / "journal.jsonl", "a") as f:
-        f.write("\n" + json.dumps(row) + "\n"); f.flush()
-        if sync: os.fsync(f.fileno())
+    with open(ctx.folder / "journal.jsonl", "a") as f: f.write("\n" + json.dumps(row) + "\n")
 
 def report(ctx, n, total=None, what=""):
     "Tell the progress bar that `n` of `total` are done; inside `shards` this is the progress within the shard. Every 5 s the cost so far is noted."
@@ -101,10 +100,10 @@ def commit(ctx, path, data):
     "Write `data` (rows for .parquet, JSON for .json, else text or bytes) to `path` in `ctx.out`, whole or not at all, and remember it across kills."
     path = ctx.out / path
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_any(path, data)
+    write_any(path, data, sync=False)   # a shard that a power cut takes back fails its sha256 and is made again
     name = str(path.relative_to(ctx.out))
     row = {"file": name, "bytes": path.stat().st_size, "sha256": file_hash(path), "span": list(ctx.span[:2]) if ctx.span else None, "cost": ctx.meter.cost()}
-    _note(ctx, row, sync=True)
+    _note(ctx, row)
     ctx.committed[name] = row
 
 # %% ../nbs/03e_workers.ipynb #febaed59
@@ -165,8 +164,15 @@ def attempt(task, tell, work=execute) -> dict:
     except KeyboardInterrupt: raise
     except BaseException as e:
         user = e if isinstance(e, UserError) else disk_error(e, task["home"])
-        return {"error": {"user": user is not None, "text": str(user) if user else f"{type(e).__name__}: {e}", "trace": traceback.format_exc()}}
+        return {"error": {"user": user is not None, "text": str(user) if user else f"{type(e).__name__}: {e}", "trace": trace_of(e)}}
 
+def trace_of(exc) -> str:
+    "The traceback from the stage function on, without the machinery above it."
+    tb = exc.__traceback__
+    while tb and tb.tb_frame.f_code.co_filename == __file__: tb = tb.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, tb or exc.__traceback__))
+
+# %% ../nbs/03e_workers.ipynb #314d6243
 _loaded = {}  # module -> hash of its code when this worker first used it
 
 def stale(task) -> bool:
@@ -208,6 +214,7 @@ def _read(conn, tasks):
 def serve(fd, parent):
     "The life of a worker: take a task from the socket `fd`, run it, answer, again."
     die_with_parent(parent)
+    faulthandler.enable(all_threads=False)   # a crash in compiled code leaves a traceback in the stage's log
     import numpy   # so that its global generator is there to be seeded before the first stage
     conn, tasks, lock = Connection(fd), queue.Queue(), threading.Lock()
     threading.Thread(target=_read, args=(conn, tasks), daemon=True).start()
@@ -219,7 +226,6 @@ def _serve_one(task, tell) -> dict:
     "Run a task, clean up after it."
     def work(task, tell):
         adopt(task)
-        faulthandler.enable(open(task["log"], "a"))   # a crash in compiled code leaves a traceback in the log
         return {"stale": True} if stale(task) else execute(task, tell)
     reply = attempt(task, tell, work)
     sys.stdout.flush(); sys.stderr.flush(); gc.collect()
@@ -231,11 +237,11 @@ BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mathrepro.
 
 # %% ../nbs/03e_workers.ipynb #34900687
 class Worker:
-    "A worker process with `threads` threads."
+    "A process with `threads` threads."
     def __init__(self, threads):
         ours, theirs = socket.socketpair()
         self.threads, self.conn = threads, Connection(ours.detach())
-        command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
+        command = [sys.executable, "-c", BOOT, json.dumps(sys.path), f"{theirs.fileno()}", f"{os.getpid()}"]
         with theirs: self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **thread_env(threads)},
                                                      stdin=subprocess.DEVNULL, start_new_session=True)
     def send(self, task): return send(self.conn, task)
