@@ -243,12 +243,12 @@ def reason(c: Claim, d: Difference, verdict: str, small: bool, p: tuple, family:
             "inconclusive": f"neither zero nor {size} can be ruled out"}[verdict]
 
 # %% ../nbs/60_claims.ipynb #4ba9e2a9
-def outlook(c: Claim, d: Difference, alpha: float, family: int) -> tuple:
-    "(detectable effect in the unit, runs per arm, problems) for 80 % power at alpha / family; runs and problems are None when too many or unknown."
+def outlook(c: Claim, d: Difference, alpha: float, family: int, open_: bool) -> tuple:
+    "(detectable effect in the unit, runs per arm, problems) for 80 % power at alpha / family; the last two only for an `open_` claim, and None when too many."
     same = c.kind in ("equivalence", "fit")
     power, size = (0.9, c.margin) if same else (0.8, c.sesoi)      # equivalence must win both tests at a true zero
     level = alpha / max(family, 1)
-    return detectable(d.se, d.df, level, power) * c.scale, *settle(d, size / c.scale, level, power)
+    return detectable(d.se, d.df, level, power) * c.scale, *(settle(d, size / c.scale, level, power) if open_ else (None, None))
 
 def settle_text(c: Claim, found: float, seeds, items, now: Difference) -> str:
     "What was detectable and what would settle the claim, as a sentence."
@@ -298,7 +298,7 @@ def tested(c: Claim, e: Evidence, raw: tuple, adjusted: tuple, family: int, alph
     verdict, small = ("supported" if yes else "contradicted" if no else "inconclusive"), yes and no
     withheld = guard(c, e, verdict)
     if withheld: verdict, small = "inconclusive", False
-    found, seeds, items = outlook(c, d, alpha, family)
+    found, seeds, items = outlook(c, d, alpha, family, verdict == "inconclusive")
     text = measured(c, d)
     text = f"{text[0].upper()}{text[1:]}: {withheld or reason(c, d, verdict, small, adjusted, family)}."
     if verdict == "inconclusive" and not withheld: text += " " + settle_text(c, found, seeds, items, d)

@@ -6,7 +6,7 @@
 __all__ = ['Interval', 'Equivalence', 't_below', 't_quantile', 'wilson', 'bootstrap_ci', 'mcnemar', 'Difference', 'p_above',
            'as_difference', 'mean_squares', 'seed_terms', 'contrast', 'check_arms', 'note_on', 'paired_difference',
            'runs_with_truth', 'slope_test', 'predicts_better', 'two_proportions', 'tost', 'holm', 'detectable',
-           'minimum_detectable_difference', 'scaled', 'settle', 'design', 'power']
+           'minimum_detectable_difference', 'scaled', 'settle', 'smallest', 'design', 'power', 'planned_effect']
 
 # %% ../nbs/01_stats.ipynb #4f72416e
 import math
@@ -132,7 +132,7 @@ def seed_terms(arms, weights, pool: bool) -> tuple:
 def contrast(arms, weights, seeds="independent", pool_seeds=False, level=0.95) -> Difference:
     """Estimate and error of sum_k weights[k] * mean(arms[k]); each arm is an array seeds × items (1-D: one seed), the same items in every arm.
     `seeds="paired"`: row i of every arm belongs together (say, fine-tuned from the same base run), which cancels what they share. `pool_seeds`: one seed
-    variance for all arms, more degrees of freedom; arms of weight 0 may lend theirs. Shape (seeds, 1) holds one number per run: item error is then not covered.
+    variance for all arms, more degrees of freedom; arms of weight 0 may lend theirs (only if spreads are alike: see `calibration`). Shape (seeds, 1) holds one number per run: item error is then not covered.
     Raises `ValueError` on unequal items, missing values or empty arms."""
     arms, w = [np.atleast_2d(np.asarray(a, float)) for a in arms], np.asarray(weights, float)
     means = tuple(float(a.mean()) for a in arms)
@@ -175,9 +175,10 @@ def runs_with_truth(rng, truths, seeds=3, items=500, seed_sd=0.1, item_sd=1.0, o
     """0/1 arrays seeds × items, one per entry of `truths`, whose expected accuracy over new seeds and new items is exactly that entry. Probit model with
     normal effects of run, item (shared by the arms) and item within arm; standard deviations on the probit scale (0.1 is about 2.5-4 points of accuracy)."""
     from scipy.special import ndtri
-    truths = np.asarray(truths, float); k = len(truths)
-    total = math.sqrt(1 + seed_sd ** 2 + item_sd ** 2 + own_sd ** 2)
-    level = ndtri(truths)[:, None, None] * total + seed_sd * rng.standard_normal((k, seeds, 1), dtype=np.float32)
+    truths = np.asarray(truths, float)[:, None, None]; k = len(truths)
+    seed_sd = np.reshape(seed_sd, (-1, 1, 1))                       # one number, or one per arm
+    total = np.sqrt(1 + seed_sd ** 2 + item_sd ** 2 + own_sd ** 2)
+    level = ndtri(truths) * total + seed_sd * rng.standard_normal((k, seeds, 1), dtype=np.float32)
     level = level + item_sd * rng.standard_normal((1, 1, items), dtype=np.float32) + own_sd * rng.standard_normal((k, 1, items), dtype=np.float32)
     return (rng.standard_normal((k, seeds, items), dtype=np.float32) < level).astype(np.uint8)
 
@@ -256,12 +257,21 @@ def scaled(d: Difference, seeds=1.0, items=1.0) -> tuple:
     runs = max(d.seeds, default=1)
     return math.sqrt(var) or d.se / items, d.df * max(seeds * runs - 1, 1) / max(runs - 1, 1) if runs > 1 else d.df * items
 
+# %% ../nbs/01_stats.ipynb #020ab6e7
 def settle(d: Difference, effect: float, alpha=0.05, power=0.8, most=100) -> tuple:
     "(runs per arm at these items, items at these runs) that would detect `effect`; None where `most` runs, or `most` times the items, are not enough."
     runs, enough = max(d.seeds, default=1), lambda s, i: detectable(*scaled(d, s, i), alpha, power) <= effect
-    seeds = next((n for n in range(runs, most + 1) if enough(n / runs, 1)), None) if runs > 1 else None
-    times = next((f for f in np.geomspace(1, most, 200) if enough(1, f)), None)
-    return seeds, (math.ceil(d.items * times) if times and d.items else None)
+    seeds = smallest(runs, most, lambda n: enough(n / runs, 1)) if runs > 1 else None
+    items = smallest(d.items, most * d.items, lambda n: enough(1, n / d.items)) if d.items else None
+    return seeds, items
+
+def smallest(low: int, high: int, ok):
+    "Smallest whole number in low..high with `ok(n)`, where `ok` once true stays true; None when it never is."
+    if high < low or not ok(high): return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if ok(middle) else (middle + 1, high)
+    return low
 
 # %% ../nbs/01_stats.ipynb #57346ee2
 def design(seeds: int, items: int, seed_sd: float, item_sd: float, rest_sd: float) -> Difference:
@@ -286,3 +296,11 @@ def power(effect, seeds, items, seed_sd, item_sd, rest_sd, alpha=0.05, n=20_000,
         bottom = bottom + ((np.maximum(ms, rest) / (seeds * items)) ** 2).sum(0) / (seeds - 1)
     cut = stdtrit(var ** 2 / bottom, 1 - alpha) * np.sqrt(var)
     return float(ndtr((effect - cut) / plan.se).mean())
+
+def planned_effect(seeds, items, seed_sd, item_sd, rest_sd, alpha=0.05, target=0.8) -> float:
+    "The true effect that a design finds with probability `target`, by bisection on `power` (to 1e-4)."
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, seeds, items, seed_sd, item_sd, rest_sd, alpha, 5000) >= target else (middle, high)
+    return high
