@@ -32,5 +32,5 @@ setup(
     data_files=[(f"share/jupyter/kernels/{lib}", files("mathrepro/share/kernelspec")),
                 (f"share/jupyter/nbconvert/templates/{lib}", files("mathrepro/share/template")),
                 (f"share/{lib}/papers", files("nbs/papers", "*.ipynb")),
-                *[(f"share/{lib}/params/{d.name}", files(d)) for d in sorted(Path("params").iterdir()) if d.is_dir()]],
+                *[(f"share/{lib}/params/{d.name}", files(d)) for d in sorted(Path("params").glob("*")) if d.is_dir()]],
 )
