@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Interval', 'Equivalence', 't_below', 't_quantile', 'wilson', 'bootstrap_ci', 'mcnemar', 'Difference', 'p_above',
            'as_difference', 'mean_squares', 'seed_terms', 'contrast', 'check_arms', 'note_on', 'paired_difference',
-           'runs_with_truth', 'slope_test', 'predicts_better', 'two_proportions', 'tost', 'holm', 'detectable',
-           'minimum_detectable_difference', 'scaled', 'settle', 'smallest', 'design', 'power', 'planned_effect']
+           'runs_with_truth', 'summary', 'slope_test', 'predicts_better', 'two_proportions', 'tost', 'holm',
+           'detectable', 'minimum_detectable_difference', 'scaled', 'settle', 'smallest', 'design', 'power',
+           'planned_effect']
 
 # %% ../nbs/01_stats.ipynb #4f72416e
 import math
@@ -182,6 +183,12 @@ def runs_with_truth(rng, truths, seeds=3, items=500, seed_sd=0.1, item_sd=1.0, o
     level = level + item_sd * rng.standard_normal((1, 1, items), dtype=np.float32) + own_sd * rng.standard_normal((k, 1, items), dtype=np.float32)
     return (rng.standard_normal((k, seeds, items), dtype=np.float32) < level).astype(np.uint8)
 
+# %% ../nbs/01_stats.ipynb #d9c1f0ce
+def summary(arm, level=0.95) -> dict:
+    "Mean of one arm (runs × items) with interval over runs and items, standard deviation of the run means (nan for one run), runs, items."
+    d, by_run = contrast([arm], [1], level=level), np.atleast_2d(np.asarray(arm, float)).mean(1)
+    return {"mean": d.estimate, "low": d.low, "high": d.high, "run sd": float(by_run.std(ddof=1)) if len(by_run) > 1 else math.nan, "runs": len(by_run), "items": d.items}
+
 # %% ../nbs/01_stats.ipynb #fa0f456f
 def slope_test(x, y_by_seed, seeds="independent", pool_seeds=False, level=0.95) -> Difference:
     "Least-squares slope of the arms' means over `x` (say log2 of the training rows), as a `contrast`; `y_by_seed[k]` is seeds × items, (seeds, 1) for bare accuracies."
@@ -297,6 +304,7 @@ def power(effect, seeds, items, seed_sd, item_sd, rest_sd, alpha=0.05, n=20_000,
     cut = stdtrit(var ** 2 / bottom, 1 - alpha) * np.sqrt(var)
     return float(ndtr((effect - cut) / plan.se).mean())
 
+# %% ../nbs/01_stats.ipynb #0d46b697
 def planned_effect(seeds, items, seed_sd, item_sd, rest_sd, alpha=0.05, target=0.8) -> float:
     "The true effect that a design finds with probability `target`, by bisection on `power` (to 1e-4)."
     low, high = 0.0, 1.0
