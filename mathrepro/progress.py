@@ -37,16 +37,17 @@ class Quiet(LogLines):
 # %% ../nbs/03d_progress.ipynb #2ca29577
 class TerminalBar:
     "One tqdm line on stderr."
-    def __init__(self):
+    def __init__(self): self.bar = None
+    def note(self, text):
         from tqdm import tqdm
-        self.tqdm = tqdm
-        self.bar = tqdm(total=100, bar_format="{percentage:3.0f}% |{bar:20}| {desc}", dynamic_ncols=True, mininterval=0.1, leave=False, file=sys.stderr)
-    def note(self, text): self.tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=sys.stderr)
     def draw(self, text, fraction):
+        from tqdm import tqdm
+        if self.bar is None: self.bar = tqdm(total=100, bar_format="{percentage:3.0f}% |{bar:20}| {desc}", dynamic_ncols=True, leave=False, file=sys.stderr)
         self.bar.n = round(100 * fraction, 1)
         self.bar.set_description_str(text)
     def close(self, text):
-        self.bar.close()
+        if self.bar is not None: self.bar.close()
         if text: print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/03d_progress.ipynb #9b8af182

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['StageError', 'Stage', 'stage_file', 'stage_table', 'stages_in', 'ancestors', 'finished', 'missing', 'ranks', 'Job',
            'log_event', 'ready', 'task_for', 'start', 'heard', 'failed', 'listen', 'dispatch', 'log_tail', 'work_off',
-           'work_off_here', 'time_left', 'show', 'run_folder', 'Run', 'add_stage', 'compute', 'last_word', 'sweep',
-           'write_run', 'ledger', 'totals', 'prune']
+           'work_off_here', 'time_left', 'show', 'run_folder', 'Run', 'add_stage', 'compute', 'last_word', 'write_run',
+           'ledger', 'totals']
 
 # %% ../nbs/03_runs.ipynb #17b572f8
-import json, os, re, shutil, sys, time
+import json, os, re, sys, time
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from multiprocessing.connection import wait as wait_any
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from . import config
 from .config import UserError
 from .keys import code_hash, function_name, plain, stage_key
 from .ledger import add_costs, duration, elapsed, expected_costs, provenance, read_cost
-from .progress import bar, status_line
-from .store import SHORT, disk_errors, find_stage, locked, quarantine, slug, stage_problem, store_index, try_lock, unlock, write_json
+from .progress import bar, status_line, where
+from .store import SHORT, disk_errors, find_stage, locked, prune, quarantine, slug, stage_problem, store_index, sweep, write_json
 from .workers import attempt, close_workers, give_worker, take_worker, why_dead
 
 # %% ../nbs/03_runs.ipynb #fde0a64b
@@ -288,28 +287,19 @@ def _compute(run, wanted, verify, on_corrupt, b):
     done, harmed = finished(every.values(), run.home, verify, on_corrupt, b.note)
     todo = missing([*wanted, *harmed], done)
     sweep(run.home, done)
-    if not todo: return b.close(f"{len(every)} stages, all finished before") if run.progress == "notebook" else None
+    if not todo: return b.close(f"{run.name}: all {len(every)} stages finished before") if where() == "notebook" else None
     job = Job(run, dict(todo), done, b, expected_costs(run.folder), len(every))
     log_event(run, "compute", pid=os.getpid(), workers=run.workers, threads=run.threads, todo=len(todo), **provenance())
     try: (work_off if run.workers else work_off_here)(job)
-    finally:
-        log_event(run, "end", computed=len(job.done), failed=len(job.errors))
-        b.close(last_word(job, time.monotonic() - job.start))
+    finally: log_event(run, "end", computed=len(job.done), failed=len(job.errors)); b.close(last_word(job))
     if job.errors: raise job.errors[0]
 
 # %% ../nbs/03_runs.ipynb #686448d3
-def last_word(job, seconds) -> str:
+def last_word(job) -> str:
     "What remains to be read of a bar."
     bad = f"; {len(job.errors)} failed" if job.errors else ""
-    return f"{job.run.name}: {len(job.done)} of {len(job.work)} stages computed in {duration(seconds)}, {job.total - len(job.work)} finished before{bad}"
+    return f"{job.run.name}: {len(job.done)} of {len(job.work)} stages computed in {duration(time.monotonic() - job.start)}, {job.total - len(job.work)} finished before{bad}"
 
-def sweep(home, done):
-    "Remove what a kill just after a stage's last rename left in work/."
-    for name in os.listdir(home / "work") if (home / "work").exists() else []:
-        lock = home / "work" / f"{name.split('.')[0]}.lock"
-        if name.split(".")[0] in done and _unlocked(lock): shutil.rmtree(home / "work" / name, ignore_errors=True)
-
-# %% ../nbs/03_runs.ipynb #4f3e6c80
 def write_run(run, stages):
     "run.json: which stages this run is made of (what `prune` goes by)."
     rows = [{"name": s.name, "key": s.key, "function": s.function, "inputs": [i.key for i in s.inputs]} for s in stages.values()]
@@ -337,20 +327,3 @@ def totals(run) -> dict:
     rows = ledger(run)
     count = {s: sum(r["state"] == s for r in rows) for s in ("computed", "cached", "missing")}
     return {"stages": len(rows), **count, **add_costs(rows), "elapsed_s": round(elapsed(run.folder, {r["key"] for r in rows}), 3)}
-
-# %% ../nbs/03_runs.ipynb #090dbb5a
-def prune(home=None, keep=(), delete=False) -> list:
-    "Folders in the store and under work/ that no run.json under `home` refers to, sorted; `keep`: name patterns to spare; delete=True removes them."
-    home = Path(home or config.home())
-    used = {s["key"][:SHORT] for r in home.rglob("run.json") if "store" not in r.relative_to(home).parts[:1] for s in json.loads(r.read_text())["stages"]}
-    old = [p for p in (home / "store").glob("*") if p.name[-SHORT:] not in used or p.name.startswith(".corrupt-")]
-    old += [p for p in (home / "work").glob("*") if p.is_dir() and p.name[:SHORT] not in used and _unlocked(p.with_name(p.name + ".lock"))]
-    old = sorted(p for p in old if not any(fnmatch(p.name, k) for k in keep))
-    if delete: [shutil.rmtree(p) for p in old]
-    return old
-
-def _unlocked(path) -> bool:
-    "Whether nobody is computing the stage with this lock."
-    if (fd := try_lock(path)) is None: return False
-    path.unlink(); unlock(fd)
-    return True

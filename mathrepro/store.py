@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['SHORT', 'RECORDS', 'fsync_folder', 'fsync_file', 'replace_file', 'write_bytes', 'write_json', 'as_table',
            'write_table', 'write_any', 'disk_error', 'disk_errors', 'try_lock', 'unlock', 'locked', 'slug',
-           'store_index', 'find_stage', 'list_files', 'commit_stage', 'stage_problem', 'quarantine']
+           'store_index', 'find_stage', 'list_files', 'commit_stage', 'stage_problem', 'quarantine', 'prune', 'sweep']
 
 # %% ../nbs/03b_store.ipynb #4af93c69
 import errno, fcntl, json, os, re, shutil
 from contextlib import contextmanager
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
 
+from . import config
 from .config import UserError
 from .keys import file_hash
 
@@ -58,6 +60,7 @@ def as_table(rows):
     else: t = pa.Table.from_pandas(rows, preserve_index=False)
     return t.replace_schema_metadata({k: v for k, v in (t.schema.metadata or {}).items() if k != b"pandas"} or None)
 
+# %% ../nbs/03b_store.ipynb #95d9505e
 def write_table(path, rows, sync=True):
     "Write rows as Parquet (zstd level 3, groups of 64 Ki rows), whole or not at all; equal rows give equal bytes."
     import pyarrow.parquet as pq
@@ -79,7 +82,7 @@ def disk_error(exc, folder) -> "UserError | None":
     place = Path(os.fsdecode(named)).parent if isinstance(named, (str, bytes)) else Path(folder)
     place = place if place.exists() else Path(folder)
     free = lambda: f"{shutil.disk_usage(place if place.exists() else '/').free / 2**20:,.0f} MiB free"
-    remedy = "make room (mathrepro.runs.prune lists what no run needs) or set MATHREPRO_HOME to another disk, then run again: finished work is kept"
+    remedy = "make room (mathrepro.runs.prune() lists what no run needs) or set MATHREPRO_HOME to another disk, then run again: finished work is kept"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text or "os error 28" in text:
         return UserError(f"no disk space left in {place} ({free()}); {remedy}")
     if code == errno.EFBIG: return UserError(f"a file in {place} hit the largest size allowed ({free()}); raise the limit (ulimit -f) or {remedy}")
@@ -157,7 +160,9 @@ def store_index(home) -> dict:
 def find_stage(home, name, key) -> Path:
     "Folder of the stage, where it is or would be."
     path = Path(home) / "store" / f"{slug(name)}-{key[:SHORT]}"
-    return path if path.exists() else store_index(home).get(key[:SHORT], path)
+    if path.exists() or not path.parent.exists(): return path
+    same = [n for n in os.listdir(path.parent) if n.endswith(key[:SHORT]) and not n.startswith(".")]   # finished under another name
+    return path.with_name(same[0]) if same else path
 
 # %% ../nbs/03b_store.ipynb #8b80cdb5
 RECORDS = ("stage.json", "cost.json")
@@ -202,3 +207,30 @@ def quarantine(path) -> Path:
     while (to := path.with_name(f".corrupt-{path.name}-{n}")).exists(): n += 1
     os.rename(path, to)
     return to
+
+# %% ../nbs/03b_store.ipynb #186f2566
+def prune(home=None, keep=(), delete=False) -> list:
+    "Folders in the store and under work/ that no run.json under `home` refers to, sorted; `keep`: name patterns to spare; delete=True removes them."
+    home = Path(home or config.home())
+    used = {s["key"][:SHORT] for r in home.rglob("run.json") if "store" not in r.relative_to(home).parts[:1] for s in json.loads(r.read_text())["stages"]}
+    old = [p for p in (home / "store").glob("*") if p.name[-SHORT:] not in used or p.name.startswith(".corrupt-")]
+    old += [p for p in (home / "work").glob("*") if p.is_dir() and p.name[:SHORT] not in used and _unlocked(p.with_name(p.name + ".lock"))]
+    old = sorted(p for p in old if not any(fnmatch(p.name, k) for k in keep))
+    if delete: [shutil.rmtree(p) for p in old]
+    return old
+
+# %% ../nbs/03b_store.ipynb #4146edae
+def _unlocked(path) -> bool:
+    "Whether nobody is computing the stage with this lock."
+    if (fd := try_lock(path)) is None: return False
+    path.unlink(); unlock(fd)
+    return True
+
+def sweep(home, done):
+    "Remove what a kill just after a stage's last rename left in work/."
+    for name in os.listdir(home / "work") if (home / "work").exists() else []:
+        lock = home / "work" / f"{name.split('.')[0]}.lock"
+        if name.split(".")[0] in done and _unlocked(lock): shutil.rmtree(home / "work" / name, ignore_errors=True)
+
+# %% ../nbs/03b_store.ipynb #9a1f1f79
+#| export

@@ -188,10 +188,13 @@ def thread_env(threads) -> dict:
     "Environment of a worker: its thread budget, threads that sleep when idle, and one order of sets and dicts in every process."
     return {**{k: str(threads) for k in FIXED[:5]}, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
 
+_adopted = set()  # variables taken over from the parent, as opposed to those that libraries here set
+
 def adopt(task):
     "Make this worker's surroundings the parent's."
-    for k in set(os.environ) - set(task["env"]) - set(FIXED): del os.environ[k]
-    os.environ.update({k: v for k, v in task["env"].items() if k not in FIXED})
+    env = {k: v for k, v in task["env"].items() if k not in FIXED}
+    for k in _adopted - set(env): os.environ.pop(k, None)
+    os.environ.update(env); _adopted.update(env)
     sys.path[:] = task["path"]
     os.chdir(task["cwd"])
     sys.stdout.flush(); sys.stderr.flush()
@@ -217,11 +220,13 @@ def serve(fd, parent):
     faulthandler.enable(all_threads=False)   # a crash in compiled code leaves a traceback in the stage's log
     import numpy   # so that its global generator is there to be seeded before the first stage
     conn, tasks, lock = Connection(fd), queue.Queue(), threading.Lock()
+    os.set_inheritable(fd, False); os.register_at_fork(after_in_child=lambda: os.close(fd))   # what a stage starts must not keep the line open
     threading.Thread(target=_read, args=(conn, tasks), daemon=True).start()
     def tell(message):
         with lock: conn.send_bytes(json.dumps(message).encode())
     while True: tell(_serve_one(tasks.get(), tell))
 
+# %% ../nbs/03e_workers.ipynb #25aa6c42
 def _serve_one(task, tell) -> dict:
     "Run a task, clean up after it."
     def work(task, tell):
@@ -248,6 +253,7 @@ class Worker:
     def receive(self): return receive(self.conn)
     def kill(self): return kill(self)
 
+# %% ../nbs/03e_workers.ipynb #23b4821e
 def send(conn, task) -> bool:
     "Hand a task over; False when the other end is dead."
     try: conn.send_bytes(json.dumps(task).encode()); return True

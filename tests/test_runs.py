@@ -165,7 +165,8 @@ def test_threads_environment_and_prints(tmp_path, monkeypatch):
     assert a.json("note.json")["pid"] == b.json("note.json")["pid"] != os.getpid(), "workers live on"
     assert (run.folder / "logs" / f"a-{a.key[:16]}.txt").read_text() == "noting a\n"
 
-def test_nothing_to_do_is_quick(tmp_path):
+def test_nothing_to_do_is_quick(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda fd: None)   # 200 stages on a busy disk would take the test's time
     run = toy(tmp_path, workers=0)
     stages = [run.stage(f"n/{i}", st.note, text=str(i)) for i in range(200)]
     run.compute(stages)
@@ -185,7 +186,7 @@ def test_in_a_notebook(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     code = f"import sys; sys.path.insert(0, {HERE!r}); import stages_for_tests as st\nrun, last = st.pipeline({str(tmp_path)!r}, pause=0.003); run.progress = None; run.compute(last)\nprint(last.json('total.json')['names'])"
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    nbclient.NotebookClient(nb, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(nb, timeout=150, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     kinds = [o["output_type"] for o in nb.cells[0].outputs]
     assert sorted(kinds) == ["display_data", "stream"], nb.cells[0].outputs
     shown = next(o for o in nb.cells[0].outputs if o["output_type"] == "display_data")
