@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['REGISTRY', 'MATH_SUBJECTS', 'MGSM_SHA256', 'READERS', 'MODELS', 'SplitSpec', 'DatasetSpec', 'register', 'spec_of',
            'data_root', 'locate', 'plain_number', 'gsm8k_row', 'math_row', 'word_row', 'mgsm_row', 'raw_rows',
-           'asdiv_rows', 'to_problems', 'file_sha256', 'complain', 'check_split', 'offline', 'hub_cache',
-           'hub_name_known', 'why_no_hub', 'hub_rows', 'from_hub', 'load', 'ranked', 'take', 'validation_split',
-           'load_world', 'SampleSet', 'recorded', 'load_samples', 'openai_samples', 'tora_samples', 'status', 'verify',
+           'asdiv_rows', 'to_problems', 'complain', 'check_split', 'offline', 'hub_cache', 'hub_name_known',
+           'why_no_hub', 'hub_rows', 'from_hub', 'load', 'ranked', 'take', 'validation_split', 'load_world',
+           'SampleSet', 'recorded', 'load_samples', 'openai_samples', 'tora_samples', 'status', 'verify',
            'registry_rows']
 
 # %% ../nbs/21_datasets.ipynb #d1f05f97
 import difflib, hashlib, importlib.util, json, os, re, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from .keys import file_hash
 from .config import UserError
 from .records import Problem, Sample, problem_id, read_jsonl, read_rows, unique_ids
 
@@ -188,13 +189,6 @@ def to_problems(rows, spec: DatasetSpec, split: str, where) -> list:
     return [Problem(i, r["problem"], r.get("solution", ""), r["answer"], spec.name, split, json.dumps(r.get("meta", {}), ensure_ascii=False)) for i, r in zip(ids, out)]
 
 # %% ../nbs/21_datasets.ipynb #ce669e0c
-def file_sha256(path) -> str:
-    "SHA-256 of a file, read in pieces of 1 MiB."
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while piece := f.read(1 << 20): h.update(piece)
-    return h.hexdigest()
-
 def complain(text: str, strict: bool):
     "Raises `UserError(text)` when `strict`, else warns."
     if strict: raise UserError(text + "; copy it anew, or say strict=False if the change is meant")
@@ -205,7 +199,7 @@ def check_split(s: SplitSpec, title: str, rows: int, path=None, strict=True):
     want = s.rows if path else s.hub_rows or s.rows
     if want and rows != want and not (path and rows == s.hub_rows): complain(f"{title} has {rows:,} rows, the published number is {want:,}", strict)
     if not path or not s.sha256 or not str(path).endswith(s.files[0]): return
-    found = file_sha256(path)
+    found = file_hash(path)
     if found != s.sha256: complain(f"{title}: sha256 {found[:12]}… is not {s.sha256[:12]}… ({'as published' if s.hash_from == 'published' else 'of the copy known here'})", strict and s.hash_from == "published")
 
 # %% ../nbs/21_datasets.ipynb #04676845

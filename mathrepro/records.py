@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'FINISHES', 'ROW_GROUP', 'Problem', 'Sample', 'Score', 'problem_id', 'unique_ids', 'schema', 'to_table',
-           'to_rows', 'table_of', 'problems_table', 'disk_error', 'write_atomic', 'write_table', 'write_jsonl',
-           'check_schema', 'shards', 'open_parquet', 'damaged', 'iter_batches', 'cast_batch', 'read_table', 'read_rows',
-           'read_jsonl', 'json_line', 'card_head', 'card_tables', 'write_card']
+           'to_rows', 'table_of', 'problems_table', 'write_atomic', 'write_table', 'write_jsonl', 'check_schema',
+           'shards', 'open_parquet', 'damaged', 'iter_batches', 'cast_batch', 'read_table', 'read_rows', 'read_jsonl',
+           'json_line', 'card_head', 'card_tables', 'write_card']
 
 # %% ../nbs/20_records.ipynb #85b89783
-import errno, hashlib, json, os, unicodedata
+import hashlib, json, os, unicodedata
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from .config import UserError
+from .store import disk_errors, replace_file
 
 # %% ../nbs/20_records.ipynb #a7fcbf46
 @dataclass(frozen=True, slots=True)
@@ -116,22 +117,15 @@ def problems_table(problem, answer, solution="", source="", split="", meta="{}",
 # %% ../nbs/20_records.ipynb #28f58d02
 ROW_GROUP = 65_536
 
-def disk_error(e: OSError, path):
-    "The `UserError` for an operating-system error while writing `path`: full disk, read-only place, missing permission."
-    why = {errno.ENOSPC: "no space left on the disk: free some, or point MATHREPRO_HOME at a larger one", errno.EDQUOT: "disk quota used up: free some space",
-           errno.EROFS: "read-only file system: choose another folder with MATHREPRO_HOME", errno.EACCES: "no permission to write there: choose another folder with MATHREPRO_HOME",
-           errno.EPERM: "no permission to write there: choose another folder with MATHREPRO_HOME"}.get(e.errno, e.strerror or str(e))
-    return UserError(f"cannot write {path}: {why}")
-
 def write_atomic(path, write) -> Path:
     "Calls `write(temporary path)`, then renames it to `path`, which so is there whole or not at all. Raises `UserError` when the disk refuses."
-    path = Path(path); part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, path)
-    except OSError as e: raise disk_error(e, path) from e
-    finally: part.unlink(missing_ok=True) if part.parent.is_dir() else None
+        with disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, write, sync=False)
+    except UserError as e: raise UserError(f"cannot write {path}: {e}") from e
+    except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; choose another place") from e
     return path
 
 # %% ../nbs/20_records.ipynb #2d4fdc77

@@ -51,7 +51,7 @@ def test_full_disk(tmp_path):
     if not Path("/dev/full").exists(): pytest.skip("no /dev/full")
     def write(part): open("/dev/full", "w").write("x" * 100_000)
     target = records.write_atomic(tmp_path / "a.txt", lambda part: part.write_text("old"))
-    refused(lambda: records.write_atomic(target, write), target, "no space")
+    refused(lambda: records.write_atomic(target, write), target, "no disk space")
     assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["a.txt"]     # what was there stays, no rest is left
 
 # --- models

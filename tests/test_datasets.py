@@ -115,7 +115,7 @@ def test_changed_file_is_refused_or_warned_about(root):
     f.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": f"#### {i + 1}"}) + "\n" for i in range(1319)))
     with pytest.raises(UserError, match="sha256"): datasets.load("gsm8k", "test")
     with pytest.warns(UserWarning, match="sha256"): assert len(datasets.load("gsm8k", "test", strict=False)) == 1319
-    assert hashlib.sha256(f.read_bytes()).hexdigest() == datasets.file_sha256(f)
+    assert hashlib.sha256(f.read_bytes()).hexdigest() == datasets.file_hash(f)
 
 def test_own_parquet_and_corrupt_shard(root):
     rows = [records.Problem(records.problem_id(f"q{i}"), f"q{i}", "", str(i), "svamp", "test") for i in range(1000)]
