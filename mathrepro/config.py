@@ -210,8 +210,10 @@ def papers() -> dict:
     return {p.stem: p for r in reversed(roots("papers")) for p in sorted(r.glob("*.ipynb")) if not p.name.startswith(("_", "."))}
 
 def profiles(paper) -> dict:
-    "Profile name -> YAML file of a paper."
-    return {p.stem: p for r in reversed(roots("params")) for p in sorted((r / paper).glob("*.yaml")) if p.stem != "claims"}
+    "Profile name -> YAML file of a paper, from the smallest profile to the largest; `claims.yaml` beside them is none."
+    found = {p.stem: p for r in reversed(roots("params")) for p in sorted((r / paper).glob("*.yaml")) if p.stem != "claims"}
+    size = {name: i for i, name in enumerate(("smoke", "cpu", "gpu", "paper"))}
+    return dict(sorted(found.items(), key=lambda item: (size.get(item[0], 9), item[0])))
 
 def find_paper(paper) -> Path:
     "The notebook of a paper; `UserError` with the nearest name."
