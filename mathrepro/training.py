@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TOKENIZER_FILES', 'SFTConfig', 'check_config', 'TrainResult', 'Row', 'encode_rows', 'stream_rows', 'n_steps',
            'step_rows', 'lr_at', 'Batch', 'collate', 'cut_lines', 'micro_batches', 'lean_loss', 'reference_loss',
-           'fingerprint', 'save_checkpoint', 'load_checkpoint', 'World', 'Processes', 'world', 'share', 'train_step',
-           'pick_loss', 'optimizer', 'prepared', 'fit', 'copy_tokenizer', 'save_model', 'finish', 'train_sft',
-           'as_model', 'train_lm', 'read_rows', 'main']
+           'fingerprint', 'save_checkpoint', 'load_checkpoint', 'World', 'Processes', 'save_shards', 'load_shards',
+           'world', 'share', 'train_step', 'pick_loss', 'optimizer', 'prepared', 'fit', 'copy_tokenizer', 'save_model',
+           'finish', 'train_sft', 'as_model', 'train_lm', 'read_rows', 'main']
 
 # %% ../nbs/31_training.ipynb #bcd646e0
 import hashlib, json, math, os, shutil, time
@@ -65,9 +65,11 @@ def encode_rows(tokenizer, rows, max_length: int):
     if not len(rows): raise UserError("there are no rows to train on; did a filter reject everything?")
     bad = next((i for i, r in enumerate(rows) if not isinstance(r.get("prompt"), str) or not isinstance(r.get("response"), str)), None)
     if bad is not None: raise UserError(f"row {bad} of the training rows lacks a text 'prompt' or 'response'; it has {sorted(rows[bad])}")
-    prompts = tokenizer([r["prompt"] for r in rows])["input_ids"]
-    responses = tokenizer([r["response"] for r in rows], add_special_tokens=False)["input_ids"]
-    ids = [(p + r + [tokenizer.eos_token_id], len(p)) for p, r in zip(prompts, responses)]
+    ids = []
+    for lo in range(0, len(rows), 4096):                  # a tokenizer's own record of a text is a hundred times its size
+        prompts = tokenizer([r["prompt"] for r in rows[lo:lo + 4096]])["input_ids"]
+        responses = tokenizer([r["response"] for r in rows[lo:lo + 4096]], add_special_tokens=False)["input_ids"]
+        ids += [(p + r + [tokenizer.eos_token_id], len(p)) for p, r in zip(prompts, responses)]
     out = [Row(np.array(i[:max_length], dtype=np.int64), max(n, 1)) for i, n in ids if n < max_length and len(i) > 1]
     if not out: raise UserError(f"every prompt is longer than max_length = {max_length} tokens; raise sft.max_length")
     return out, sum(len(i) > max_length for i, _ in ids)
@@ -160,6 +162,7 @@ def fingerprint(rows, c: SFTConfig) -> str:
     for r in rows: h.update(r.ids.tobytes() + bytes([r.start % 251]))
     return h.hexdigest()
 
+# %% ../nbs/31_training.ipynb #3aafdfd1
 def save_checkpoint(path, model, opt, step, losses, mark):
     "Everything that continues a run bit for bit, as one file that is either the old or the new one."
     part = path.with_name(path.name + ".part")
@@ -202,28 +205,31 @@ class Processes:
     def total(self, x): return self.acc.reduce(x, "sum")
     def weights(self, model): return self.acc.get_state_dict(model)
     def plain(self, model): return self.acc.unwrap_model(model)
+    def save(self, path, *state): save_shards(self, path, *state)
+    def load(self, path, model, opt, mark): return load_shards(self, path, mark)
 
 # %% ../nbs/31_training.ipynb #88fe29bc
-def _save(self, path, model, opt, step, losses, mark):
+def save_shards(w, path, model, opt, step, losses, mark):
+    "A checkpoint of several processes: accelerate's folder, then the note that points at it, then older folders go."
     folder = path.with_name(f"{path.name}-{step}")
-    self.acc.save_state(str(folder))
-    self.acc.wait_for_everyone()
-    if not self.main: return
+    w.acc.save_state(str(folder))
+    w.acc.wait_for_everyone()
+    if not w.main: return
     note = path.with_name(path.name + ".part")
     note.write_text(json.dumps(dict(step=step, losses=[float(l) for l in losses], mark=mark, folder=folder.name)))
     os.replace(note, path)
     for old in path.parent.glob(path.name + "-*"):
         if old != folder: shutil.rmtree(old)
 
-def _load(self, path, model, opt, mark):
+def load_shards(w, path, mark):
+    "As `load_checkpoint`, for a checkpoint that `save_shards` wrote with equally many processes."
     if not path.exists(): return 0, []
     ck = json.loads(path.read_text())
     if ck["mark"] != mark: raise UserError(f"{path} belongs to a run with other rows or settings; remove it to start anew")
-    self.acc.load_state(str(path.with_name(ck["folder"])))
+    w.acc.load_state(str(path.with_name(ck["folder"])))
     return ck["step"], ck["losses"]
 
-Processes.save, Processes.load = _save, _load
-
+# %% ../nbs/31_training.ipynb #0af38ab0
 def world(c):
     "The `World` of this process: `Processes` when a launcher started several."
     return Processes(c) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else World(c)
@@ -304,9 +310,11 @@ def save_model(model, out, w, dtype="float32", base=None):
     from transformers import logging
     logging.disable_progress_bar()
     m, kind = w.plain(model), torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    m.config.use_cache, m.config.dtype = True, kind
+    m.config.use_cache = True
     state = {k: v.to("cpu", kind) if v.is_floating_point() else v.cpu() for k, v in state.items()}
     m.save_pretrained(out, state_dict=state)
+    config = json.loads((Path(out)/"config.json").read_text())
+    (Path(out)/"config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True) + "\n")   # it names the dtype trained in
     if base is not None: copy_tokenizer(base, out)
 
 # %% ../nbs/31_training.ipynb #2c73198b
@@ -367,6 +375,7 @@ def read_rows(path) -> list:
     import pandas as pd
     return pd.read_parquet(p).to_dict("records")
 
+# %% ../nbs/31_training.ipynb #1a3c6109
 def main(argv=None) -> int:
     "`python -m mathrepro.training --config run.json`; prints the result as JSON from the main process."
     import argparse, sys

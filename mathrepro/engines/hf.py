@@ -48,6 +48,7 @@ class Wave:
     samples: int
     t: int = 0
 
+# %% ../../nbs/33_engines_hf.ipynb #6bbb5a64
 def keep_rows(w: Wave, index) -> Wave:
     "The wave with rows `index` (B',) only; prompts go too when a quarter of them has no row left."
     own = w.own.new_empty(*w.own.shape[:2], len(index), *w.own.shape[3:])
@@ -91,6 +92,7 @@ def from_grid(w: Wave, x, H: int, K: int):
     if S == 1 and len(w.slot) == P: return x.reshape(P, H, n)
     return x.view(P, K, S, G, n).transpose(1, 2).reshape(P * S, H, n)[w.slot]
 
+# %% ../../nbs/33_engines_hf.ipynb #724ece3e
 def attend(w: Wave, layer: int, q, K: int):
     "Attention output (B, H, D) of scaled queries q (B, H, D) over the prompt and the row's own t + 1 tokens."
     B, H, D = q.shape
@@ -170,6 +172,7 @@ def cut_at(text: str, stop) -> "str | None":
     found = [i for i in (text.find(s) for s in stop) if i >= 0]
     return text[:min(found)] if found else None
 
+# %% ../../nbs/33_engines_hf.ipynb #c74983a4
 class Ending:
     "Decides which rows have ended. `hit(history, tokens)`: boolean per row; history: their token lists including the newest."
     def __init__(self, tokenizer, stop, eos, size):
@@ -184,10 +187,9 @@ class Ending:
 # %% ../../nbs/33_engines_hf.ipynb #eebf51c5
 class Rows:
     "Book-keeping of one wave on the host: which row sits where, what it wrote, how much it may write."
-    def __init__(self, ids, limits, seeds):
-        self.ids, self.limits, self.seeds = np.arange(len(ids)), np.array(limits), np.array(seeds, dtype=np.uint64)
-        self.names, self.live = ids, np.ones(len(ids), dtype=bool)
-        self.written, self.t = np.zeros((len(ids), 64), dtype=np.int64), 0
+    def __init__(self, names, limits, seeds):
+        self.names, self.ids, self.limits, self.seeds = names, np.arange(len(names)), np.array(limits), np.array(seeds, dtype=np.uint64)
+        self.live, self.written, self.t = np.ones(len(names), dtype=bool), np.zeros((len(names), 64), dtype=np.int64), 0
     def add(self, tokens):
         if self.t == self.written.shape[1]: self.written = np.pad(self.written, ((0, 0), (0, self.t)))
         self.written[self.ids, self.t] = tokens
@@ -245,7 +247,7 @@ class TransformersEngine:
         self.context, self.batch_size, self.usage, self.device = getattr(c, "max_position_embeddings", 1 << 20), batch_size, Usage(), device
         more = getattr(self.model.generation_config, "eos_token_id", None)
         self.eos = {self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [] if more is None else [more])}
-        self.pad, self.parameters = self.tokenizer.pad_token_id or 0, sum(p.numel() for p in self.model.parameters())
+        self.pad, self.endings, self.parameters = self.tokenizer.pad_token_id or 0, {}, sum(p.numel() for p in self.model.parameters())
         with torch.inference_mode(): self.decoder = LeanDecoder(self.model, self.context) if lean and is_lean(self.model) else ReferenceDecoder(self.model)
     def generate(self, prompts, n=1, temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=256, stop=(), seed=0, progress=None):
         "See `Engine.generate`. Greedy samples of one prompt are equal, so one is decoded and the rest are copies."
@@ -274,21 +276,21 @@ def to_text(engine, tokens, stopped: bool, stop) -> str:
 @torch.inference_mode()
 def generate(engine, prompts, n, temperature, top_p, top_k, max_new_tokens, stop, seed, progress):
     "The body of `TransformersEngine.generate`."
-    stop, began, done = check_request(prompts, n, temperature, top_p, top_k, max_new_tokens, stop), time.perf_counter(), [0]
+    stop, began = check_request(prompts, n, temperature, top_p, top_k, max_new_tokens, stop), time.perf_counter()
     ids, draws, results = encode_prompts(engine, prompts), n if temperature else 1, {}
-    ending = Ending(engine.tokenizer, stop, engine.eos, max(engine.model.config.vocab_size, len(engine.tokenizer)))
+    if stop not in engine.endings: engine.endings[stop] = Ending(engine.tokenizer, stop, engine.eos, max(engine.model.config.vocab_size, len(engine.tokenizer)))
     choose = lambda logits, u: next_tokens(logits, u, temperature, top_p, top_k)
     def report(k):
-        done[0] += k
-        if progress and k: progress(done[0], len(prompts) * draws)
+        if progress and k: progress(len(results), len(prompts) * draws)
     for wave in plan_waves([len(i) for i in ids], [draws] * len(ids), engine.batch_size):
         names = [(p, s) for p, first, count in wave for s in range(first, first + count)]
         limits = [min(max_new_tokens, engine.context - len(ids[p])) for p, _ in names]
         rows = Rows(names, limits, [row_seed(seed, prompts[p], s) for p, s in names])
-        decode_wave(engine.decoder, rows, [ids[p] for p, _, _ in wave], [c for _, _, c in wave], choose, ending, engine.pad, engine.device, results, report)
+        decode_wave(engine.decoder, rows, [ids[p] for p, _, _ in wave], [c for _, _, c in wave], choose, engine.endings[stop], engine.pad, engine.device, results, report)
         engine.usage.prompt_tokens += sum(len(ids[p]) for p, _, _ in wave)
     return collect(engine, ids, results, n, draws, stop, began)
 
+# %% ../../nbs/33_engines_hf.ipynb #e2b4e93b
 def collect(engine, ids, results, n, draws, stop, began):
     "Completions in the order (prompt, sample), and the usage of the call."
     out = []
@@ -319,6 +321,7 @@ def row_logprobs(model, rows, budget: int = 8192):
         for line, part in zip(group, lp.split([len(l[0].ids) - l[0].start for l in group])): out[order[id(line[0])]] = part.sum().item(), len(part)
     return out
 
+# %% ../../nbs/33_engines_hf.ipynb #6d5d06a3
 def score_texts(engine, prompts, texts, eos=False):
     """Array (texts, 2) of summed log-probability and token count: of each continuation given its prompt (no EOS), or, with `prompts` None, of each whole text but its first
     token (with EOS by default). Minus the sum of the first column over the sum of the second is the loss in nats per token."""
