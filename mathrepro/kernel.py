@@ -6,7 +6,7 @@
 __all__ = ['NAME', 'seed_everything', 'show_user_error', 'make_kernel_class', 'main', 'spec_folder', 'installed_spec', 'install']
 
 # %% ../nbs/04_kernel.ipynb #94633ecf
-import os, random, sys
+import os, random, sys, warnings
 from pathlib import Path
 from .config import UserError
 
@@ -38,6 +38,7 @@ def make_kernel_class():
         def __init__(self, **kw):
             super().__init__(**kw)
             seed_everything()
+            warnings.filterwarnings("ignore", "IProgress not found")  # said by tqdm's own notebook bar, which is not used
             self.shell.set_custom_exc((UserError,), show_user_error)
     return MathreproKernel
 
