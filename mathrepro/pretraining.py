@@ -39,10 +39,10 @@ def pretrain(size:str, out:Path, tokens:int=None, ctx=None)->Path:
     r, out = RECIPE, Path(out)
     tok, n = world_tokenizer(), tokens or RECIPE["tokens"]
     steps = n//(r["batch_size"]*r["max_length"])
-    tok.save_pretrained(out/"tokenizer")
+    tok.save_pretrained(out/"vocabulary")
     config = SFTConfig(max_steps=steps, batch_size=r["batch_size"], learning_rate=r["learning_rate"][size], warmup_ratio=r["warmup_ratio"], weight_decay=r["weight_decay"],
                        max_length=r["max_length"], save_every=500, seed=0)
-    train_lm(tiny_config(size, tok), corpus_tokens(tok, n, r["corpus_seed"]), out, config, tokenizer_dir=out/"tokenizer", snapshots=[round(s*steps) for s in r["shares"]], ctx=ctx)
+    train_lm(tiny_config(size, tok), corpus_tokens(tok, n, r["corpus_seed"]), out, config, tokenizer_dir=out/"vocabulary", snapshots=[round(s*steps) for s in r["shares"]], ctx=ctx)
     return out
 
 # %% ../nbs/35_pretraining.ipynb #15de11e6

@@ -28,6 +28,7 @@ class Study:
     sampling: dict       # temperature, top_p, top_k, max_new_tokens
     k: int
     ks: list
+    few: list = field(default_factory=list)   # seeds of the side questions: data scaling, ladder
     bases: dict = field(default_factory=dict)
     models: dict = field(default_factory=dict)
     answers: dict = field(default_factory=dict)
@@ -42,6 +43,7 @@ def check_settings(study, fractions, vote):
     if max(study.ks) > study.k: raise UserError(f"ks goes up to {max(study.ks)} but only k={study.k} samples are drawn; raise k or shorten ks")
     if fractions[:1] != [1.0] or sorted(fractions, reverse=True) != fractions: raise UserError(f"fractions must fall from 1.0, got {fractions}")
     if vote["n"] < 2: raise UserError(f"vote.n is {vote['n']}; a vote needs at least 2 samples")
+    if not study.few or not set(study.few) <= set(study.seeds): raise UserError(f"side_seeds must name one to {len(study.seeds)} of the seeds")
     if not study.seeds: raise UserError("seeds is empty; give at least one, three or more for verdicts")
 
 def problems(study, part):
@@ -75,8 +77,8 @@ def declare_sft(study, fractions):
     study.extra["gold"] = gold = study.run.stage("rows/gold", arms.gold_rows, problems=study.extra["train"])
     study.extra["fractions"] = fractions
     sft = study.how["sft"]
-    for s in study.seeds:
-        fit(study, "SFT", gold, s)
+    for s in study.seeds: fit(study, "SFT", gold, s)
+    for s in study.few:
         for f in fractions[1:]:
             rows = study.run.stage(f"rows/gold-{f:g}/{s}", arms.gold_rows, problems=study.extra["train"], fraction=f, seed=s)
             for policy, epochs in (("epochs", sft["epochs"]), ("steps", round(sft["epochs"]/f))):
@@ -110,7 +112,7 @@ def declare_arms(study):
 def declare_ladder(study, ladder):
     "Base models of known pre-training loss, fine-tuned on all gold rows; the first and the last also on a quarter."
     study.extra["ladder"] = ladder
-    for s in study.seeds:
+    for s in study.few:
         quarter = study.run.stage(f"rows/gold-0.25/{s}", arms.gold_rows, problems=study.extra["train"], fraction=0.25, seed=s)
         for b in ladder:
             fit(study, f"ladder {b}", study.extra["gold"], s, base=b)
@@ -151,10 +153,10 @@ def comparisons(study):
     rows = []
     for claim, (a, b) in pairs.items():
         if not all((x, study.seeds[0]) in study.answers for x in (a, b)): continue
-        d = stats.paired_difference(accuracy(study, a), accuracy(study, b), pool_seeds=True)
+        d = stats.paired_difference(accuracy(study, a), accuracy(study, b))
         add(study, claim, d, "#comparisons")
         rows.append({"comparison": f"{a} - {b}", "difference, points": dict(estimate=100*d.estimate, low=100*d.low, high=100*d.high), "p (one-sided)": d.p_greater})
-    if len(study.ks) > 2: add(study, "more-samples", stats.slope_test([math.log2(n) for n in study.ks], [accuracy(study, f"RFT k={n}") for n in study.ks], pool_seeds=True), "#arms")
+    if len(study.ks) > 2: add(study, "more-samples", stats.slope_test([math.log2(n) for n in study.ks], [accuracy(study, f"RFT k={n}") for n in study.ks]), "#arms")
     return rows
 
 # %% ../../nbs/70_papers_rft.ipynb #d56879ce
@@ -181,13 +183,13 @@ def scaling_table(study):
     n = study.models["SFT", study.seeds[0]].json("training.json")["rows"]
     rows, by_size = [{"rows": n, "policy": "full data", "accuracy, %": interval(accuracy(study, "SFT"))}], {n: accuracy(study, "SFT")}
     for f in study.extra["fractions"][1:]:
-        valid = {p: arms.accuracies([study.extra["valid", f, p, s] for s in study.seeds]).mean() for p in ("epochs", "steps")}
+        valid = {p: arms.accuracies([study.extra["valid", f, p, s] for s in study.few]).mean() for p in ("epochs", "steps")}
         best = max(valid, key=valid.get)
         by_size[max(1, round(f*n))] = accuracy(study, f"{f:g}/{best}")
         rows += [{"rows": max(1, round(f*n)), "policy": f"equal {p}" + (" (chosen)" if p == best else ""), "accuracy, %": interval(accuracy(study, f"{f:g}/{p}"))} for p in valid]
     sizes = sorted(by_size)
-    add(study, "more-data", stats.slope_test([math.log2(x) for x in sizes], [by_size[x] for x in sizes], pool_seeds=True), "#scaling")
-    if len(sizes) > 2: add(study, "log-linear", scaling.heldout_test(sizes, [by_size[x] for x in sizes], pool_seeds=True), "#scaling")
+    add(study, "more-data", stats.slope_test([math.log2(x) for x in sizes], [by_size[x] for x in sizes]), "#scaling")
+    if len(sizes) > 2: add(study, "log-linear", scaling.heldout_test(sizes, [by_size[x] for x in sizes]), "#scaling")
     return rows, {x: by_size[x] for x in sizes}
 
 # %% ../../nbs/70_papers_rft.ipynb #d2c26d4a
@@ -201,7 +203,7 @@ def ladder_table(study, known_losses):
     if len(info) >= 5 and max(score) > min(score): add(study, "loss-over-size", stats.predicts_better([v[0] for v in info.values()], [math.log(v[1]) for v in info.values()], score), "#ladder")
     if len(ladder) > 1:
         four = [acc[ladder[0]], accuracy(study, f"ladder {ladder[0]} quarter"), acc[ladder[-1]], accuracy(study, f"ladder {ladder[-1]} quarter")]
-        add(study, "better-gain-less", stats.contrast(four, [.5, -.5, -.5, .5], pool_seeds=True), "#ladder")
+        add(study, "better-gain-less", stats.contrast(four, [.5, -.5, -.5, .5]), "#ladder")
     return [{"base": b, "parameters": v[1], "pre-training loss": v[0], "accuracy after SFT, %": interval(acc[b])} for b, v in info.items()]
 
 # %% ../../nbs/70_papers_rft.ipynb #b7e1afb6
@@ -213,14 +215,14 @@ def votes_table(study):
     for n in ks: out.append({"K": n, **{f"{label} {arm}, %": interval(at(arm, measure, n)) for label, measure in (("maj@K", "maj"), ("pass@K", "pass")) for arm in of}})
     greedy = accuracy(study, "SFT")[:, :study.extra["votes", "SFT", study.seeds[0]].json("metrics.json")["problems"]]
     add(study, "voting", stats.paired_difference(at("SFT", "maj", ks[-1]), greedy, seeds="paired" if len(study.seeds) > 1 else "independent"), "#votes")
-    add(study, "rft-votes", stats.paired_difference(at("RFT", "maj", ks[-1]), at("SFT", "maj", ks[-1]), pool_seeds=True), "#votes")
+    add(study, "rft-votes", stats.paired_difference(at("RFT", "maj", ks[-1]), at("SFT", "maj", ks[-1])), "#votes")
     return out
 
 def variety_table(study):
     "Distinct right calculations per test question of the SFT and RFT samples; adds evidence for `more-paths-at-test`."
     import numpy as np
     counts = {arm: np.array([arms.distinct_right(study.extra["votes", arm, s], study.extra["test"]) for s in study.seeds]) for arm in ("SFT", study.best)}
-    add(study, "more-paths-at-test", stats.paired_difference(counts[study.best], counts["SFT"], pool_seeds=True), "#variety")
+    add(study, "more-paths-at-test", stats.paired_difference(counts[study.best], counts["SFT"]), "#variety")
     return [{"model": arm, "distinct right calculations per test question": interval(c, 1.0)} for arm, c in counts.items()]
 
 # %% ../../nbs/70_papers_rft.ipynb #c35f8629
@@ -228,7 +230,9 @@ def grader_rows(study):
     "The greedy outputs of the first seed's SFT and RFT models, scored by every grader of `graders`."
     from mathrepro import graders
     test = read_rows(study.extra["test"].path/"problems.parquet", Problem)
-    return [dict(arm=arm, **row) for arm in ("SFT", study.best) for row in graders.sensitivity(arms.read_samples(study.answers[arm, study.seeds[0]].path), test)]
+    saved = {arm: arms.read_samples(study.answers[arm, study.seeds[0]].path) for arm in ("SFT", study.best)}
+    line = lambda arm, r: {"arm": arm, "grader": r["grader"], "accuracy, %": dict(estimate=100*r["accuracy"], low=100*r["low"], high=100*r["high"]), **{key: r[key] for key in ("no answer", "timeout", "differs from first")}}
+    return [line(arm, r) for arm, samples in saved.items() for r in graders.sensitivity(graders.rescore(samples, test))[0].to_dict("records")]
 
 # %% ../../nbs/70_papers_rft.ipynb #68a6604f
 def reported()->dict: "The published tables, as printed."; return json.loads(resource("params", "rft/reported.json").read_text(encoding="utf-8"))
