@@ -21,6 +21,7 @@ def world_tokenizer():
     from mathrepro.world.problems import problems
     return make_tokenizer(documents(8000, seed=77) + [f"Question: {r['problem']}\nAnswer:\n{r['solution']}" for r in problems(4000, seed=77)])
 
+# %% ../nbs/35_pretraining.ipynb #46e1201a
 def corpus_tokens(tokenizer, n:int, seed:int):
     "The first n tokens (uint16 array) of the corpus of a seed: documents, each ended by EOS."
     import numpy as np
@@ -69,6 +70,7 @@ def suite()->dict:
     "Name -> {size, parameters, tokens, loss} of the shipped checkpoints."
     return json.loads((SHARE/"index.json").read_text())
 
+# %% ../nbs/35_pretraining.ipynb #297888d4
 def shipped(name:str)->Path:
     "Model folder (float32) of a shipped checkpoint, unpacked once under home()/models. Raises UserError on an unknown name."
     import torch

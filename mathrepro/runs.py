@@ -17,7 +17,8 @@ from pathlib import Path
 from . import config
 from .config import UserError
 from .keys import code_hash, function_name, plain, stage_key
-from .ledger import add_costs, duration, elapsed, expected_costs, provenance, read_cost
+from .ledger import add_costs, duration, elapsed, expected_costs, read_cost
+from .provenance import provenance
 from .progress import bar, status_line, where
 from .store import SHORT, disk_errors, find_stage, locked, prune, quarantine, slug, stage_problem, store_index, sweep, write_json
 from .workers import attempt, close_workers, give_worker, take_worker, why_dead

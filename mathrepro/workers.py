@@ -17,7 +17,8 @@ from pathlib import Path
 
 from .config import UserError
 from .keys import canonical, code_modules, file_hash
-from .ledger import Meter, add_costs, provenance
+from .ledger import Meter, add_costs
+from .provenance import provenance
 from .progress import track
 from .store import commit_stage, disk_error, find_stage, locked, quarantine, stage_problem, write_any
 

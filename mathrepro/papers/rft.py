@@ -110,13 +110,13 @@ def declare_arms(study):
     for s in study.seeds: fit(study, "SFT, as many steps", study.extra["gold"], s, match=study.selected[study.best, s])
 
 def declare_ladder(study, ladder):
-    "Base models of known pre-training loss, fine-tuned on all gold rows; the first and the last also on a quarter."
-    study.extra["ladder"] = ladder
+    "Base models of known pre-training loss, fine-tuned on all gold rows; the first and the last also on a quarter, for as many steps."
+    study.extra["ladder"], as_long = ladder, {**study.how["sft"], "epochs": 4*study.how["sft"]["epochs"]}
     for s in study.few:
         quarter = study.run.stage(f"rows/gold-0.25/{s}", arms.gold_rows, problems=study.extra["train"], fraction=0.25, seed=s)
         for b in ladder:
             fit(study, f"ladder {b}", study.extra["gold"], s, base=b)
-            if b in (ladder[0], ladder[-1]): fit(study, f"ladder {b} quarter", quarter, s, base=b)
+            if b in (ladder[0], ladder[-1]): fit(study, f"ladder {b} quarter", quarter, s, base=b, sft=as_long)
 
 def declare_votes(study, vote):
     "Samples of the SFT and the largest RFT models on test problems."
