@@ -46,6 +46,14 @@ def test_samples_are_seeded_by_row(engine):
     assert len(set(full.values())) > 40
 
 
+def test_seeded_prompts_beyond_one_step_of_tokens(folder, engine):
+    "More prompt tokens than vLLM reads in one step: its CPU build must not cut a seeded prompt in two, and whole prompts must come out right."
+    long = [f"{i} + " * 40 + "1 =" for i in range(160)]
+    assert len(engine.generate(long, temperature=0.7, max_new_tokens=4, seed=1)) == 160
+    ours = load_engine(dict(engine="transformers", model=str(folder)))
+    assert [c.text for c in engine.generate(long, max_new_tokens=8)] == [c.text for c in ours.generate(long, max_new_tokens=8)]
+
+
 def test_refused_request_is_one_line_and_not_the_end(engine):
     with pytest.raises(UserError, match="vLLM refused the request"): engine.generate(["1 + " * 300])
     assert engine.generate(PROMPTS[:1])[0].text

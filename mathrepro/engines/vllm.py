@@ -76,6 +76,7 @@ def settings_of(model, dtype, max_model_len, tensor_parallel_size, gpu_memory_ut
     s = dict(model=str(model), dtype=dtype, seed=0, tensor_parallel_size=tensor_parallel_size, enforce_eager=not gpu, disable_log_stats=True)
     if max_model_len: s["max_model_len"] = max_model_len
     if gpu: s["gpu_memory_utilization"] = gpu_memory_utilization
+    else: s["enable_chunked_prefill"] = False
     return s
 
 def environment(tensor_parallel_size, cpu_cache_gib) -> dict:
