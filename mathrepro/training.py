@@ -191,6 +191,7 @@ class World:
     def load(self, path, model, opt, mark): return load_checkpoint(path, model, opt, mark)
     def weights(self, model): return model.state_dict()
     def plain(self, model): return model
+    def wait(self): pass
 
 # %% ../nbs/31_training.ipynb #2bbb52bb
 class Processes:
@@ -205,6 +206,7 @@ class Processes:
     def total(self, x): return self.acc.reduce(x, "sum")
     def weights(self, model): return self.acc.get_state_dict(model)
     def plain(self, model): return self.acc.unwrap_model(model)
+    def wait(self): self.acc.wait_for_everyone()
     def save(self, path, *state): save_shards(self, path, *state)
     def load(self, path, model, opt, mark): return load_shards(self, path, mark)
 
@@ -328,6 +330,7 @@ def finish(model, rows, losses, out, c, w, base, truncated, began, ctx) -> Train
         (out/"train_log.json").write_text(json.dumps(dict(config=asdict(c), rows=len(rows), truncated=truncated, tokens=tokens, parameters=size, losses=losses), indent=1))
         if ctx is not None: ctx.count(tokens_in=tokens, flops=6 * size * tokens)
         for f in out.glob(".checkpoint*"): shutil.rmtree(f) if f.is_dir() else f.unlink()
+    w.wait()                                               # nobody leaves while the main process still writes
     last = losses[-min(per_epoch, steps):]
     return TrainResult(steps, tokens, sum(last) / len(last), time.perf_counter() - began, 6.0 * size * tokens, truncated)
 
@@ -387,6 +390,7 @@ def main(argv=None) -> int:
         if unknown: raise UserError(f"unknown sft setting {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(SFTConfig))}")
         r = train_sft(spec["model"], read_rows(spec["rows"]), spec["out"], SFTConfig(**spec.get("sft", {})))
     except UserError as e: print(f"mathrepro: error: {e}", file=sys.stderr); return 2
+    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if os.environ.get("RANK", "0") == "0": print(json.dumps(r._asdict()))
     return 0
 
