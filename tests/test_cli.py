@@ -84,7 +84,8 @@ def test_failed_run(co, mode, code, says):
     assert [p.name for p in (co / "runs/toy").glob("*.ipynb")] == [f"cpu,mode={mode}.failed.ipynb"] and not list(co.rglob("*.part"))
 
 def test_interrupt_and_second_process(co):
-    p = subprocess.Popen([script("mathrepro"), "run", "toy", "--profile", "cpu", "-p", "mode=sleep"], cwd=co, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([script("mathrepro"), "run", "toy", "--profile", "cpu", "-p", "mode=sleep"], cwd=co, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))   # a job started in the background ignores SIGINT
     for _ in range(600):
         if (co / "sleeping").exists(): break
         time.sleep(0.1)
