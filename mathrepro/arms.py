@@ -12,6 +12,7 @@ import json, math, shutil
 from dataclasses import dataclass
 from pathlib import Path
 from .config import UserError
+from .engines.base import engine_modules
 from .records import VERDICTS, Problem, Sample, Score, read_rows, to_table, write_table
 
 # %% ../nbs/51_arms.ipynb #5ecdb185
@@ -92,7 +93,7 @@ def launched(ctx, base, pairs, settings, launch:str)->dict:
     return result
 
 # %% ../nbs/51_arms.ipynb #5d8b658e
-def solve(ctx, model:Path, problems:Path, engine:dict, template:str, n:int=1, temperature:float=0.0, max_new_tokens:int=256, seed:int=0, style:str="hash", top_p:float=1.0, top_k:int=0, shard:int=256, limit:int=None):
+def solve(ctx, model:Path, problems:Path, engine:dict, template:str, n:int=1, temperature:float=0.0, max_new_tokens:int=256, seed:int=0, style:str="hash", top_p:float=1.0, top_k:int=0, shard:int=1024, limit:int=None):
     "Stage: samples-*.parquet (Sample), scores.parquet (Score) of n answers to each problem (the first `limit`), metrics.json with the counts of each verdict."
     from mathrepro.engines.base import load_engine
     from mathrepro.evaluate import score_samples
@@ -107,6 +108,8 @@ def solve(ctx, model:Path, problems:Path, engine:dict, template:str, n:int=1, te
     write_table(ctx.out/"scores.parquet", scores, Score)
     counts = {v: sum(s.verdict == v for s in scores) for v in VERDICTS}
     (ctx.out/"metrics.json").write_text(json.dumps(dict(samples=len(samples), problems=len(rows), cut=sum(s.finish == "length" for s in samples), **counts)))
+
+solve.uses = engine_modules
 
 def read_samples(folder:Path)->list:
     "All `Sample` rows of a `solve` stage, in order."

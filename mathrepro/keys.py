@@ -91,9 +91,9 @@ def code_modules(module) -> dict:
         todo += [*got[1], *([name.rpartition(".")[0]] if "." in name else [])]
     return dict(sorted(seen.items()))
 
-def code_hash(module) -> str:
-    "sha256 over `code_modules(module)`."
-    return hashlib.sha256(canonical(code_modules(module))).hexdigest()
+def code_hash(*modules) -> str:
+    "sha256 over `code_modules` of all the modules."
+    return hashlib.sha256(canonical({k: v for m in modules for k, v in code_modules(m).items()})).hexdigest()
 
 # %% ../nbs/03a_keys.ipynb #2fd44900
 def function_name(fn) -> str:
@@ -108,7 +108,8 @@ def function_name(fn) -> str:
 def stage_key(fn, params, where="parameter") -> str:
     "64 hex digits: the key of running `fn` with the keyword arguments `params` (stages stand for their keys)."
     name = function_name(fn)
-    what = {"format": FORMAT, "function": name, "code": code_hash(name.split(":")[0]), "params": {k: plain(v, f"{where} {k}") for k, v in params.items()}}
+    chosen = fn.uses(params) if hasattr(fn, "uses") else []
+    what = {"format": FORMAT, "function": name, "code": code_hash(name.split(":")[0], *chosen), "params": {k: plain(v, f"{where} {k}") for k, v in params.items()}}
     return hashlib.sha256(canonical(what)).hexdigest()
 
 # %% ../nbs/03a_keys.ipynb #71fa25f3
