@@ -32,7 +32,7 @@ def padded(sets)->np.ndarray:
 
 def row_hashes(sets, seed:int=0)->np.ndarray:
     "uint64 hash of each row of a `padded` array; blanks do not matter, nor does the width."
-    out = np.full(len(sets), (seed*0xD1B54A32D192ED03 + 1) & (2**64-1), np.uint64)
+    out = np.full(len(sets), (seed*0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) & (2**64-1), np.uint64)
     for column in sets.T:
         z = (out ^ (column.astype(np.uint64)+np.uint64(1)))*np.uint64(0x9E3779B97F4A7C15)
         out = np.where(column >= 0, z ^ (z >> np.uint64(29)), out)
@@ -40,8 +40,13 @@ def row_hashes(sets, seed:int=0)->np.ndarray:
 
 # %% ../nbs/54_questions.ipynb #3555dcdb
 def unique_rows(sets)->tuple:
-    "(row numbers of the first of each different row, number among these of every row) of a `padded` array; equal hashes are compared in full."
-    _, first, inverse = np.unique(row_hashes(sets), return_index=True, return_inverse=True)
+    "(row numbers, one for each different row; number among these of every row) of a `padded` array; rows with equal hashes are compared in full."
+    hashes = row_hashes(sets)
+    order = np.argsort(hashes)
+    hashes = hashes[order]
+    new = np.concatenate([np.ones(min(1, len(sets)), bool), hashes[1:] != hashes[:-1]])
+    first, inverse = order[new], np.empty(len(sets), np.int64)
+    inverse[order] = np.cumsum(new)-1
     same = all((column[first[inverse]] == column).all() for column in sets.T)
     return (first, inverse) if same else np.unique(sets, axis=0, return_index=True, return_inverse=True)[1:]
 
