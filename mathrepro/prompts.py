@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'ANSWER_LINE', 'TAILS', 'EXAMPLE', 'REASONS', 'NAMES', 'HEADINGS', 'MAX_LABEL', 'quote', 'bullets', 'request',
-           'concept_request', 'question_request', 'check_request', 'asked', 'Reply', 'failure', 'clean_label',
+           'concept_request', 'question_request', 'check_request', 'asked', 'Reply', 'failure', 'valid', 'clean_label',
            'read_concepts', 'settle', 'read_question', 'read_check']
 
 # %% ../nbs/26_prompts.ipynb #6a10d57d
@@ -125,9 +125,13 @@ NAMES = dict(topics=r"(?:(?:main|general|broad|math\w*)[ ]){0,2}topics?",
 _LEAD, _MARK = r"^[ \t>#*_\-•.)(\d]{0,16}", r"(?:\(s\))?(?:[ \t]{0,3}\d{1,3})?[ \t*_]{0,6}(?:\([^)\n]{0,30}\)[ \t*_]{0,6})?"
 HEADINGS = {k: re.compile(f"{_LEAD}(?:{n}){_MARK}(?:[:：][ \t*_]{{0,6}}|$)", re.I | re.M) for k, n in NAMES.items()}
 
+def valid(text:str)->str:
+    "The text with `?` for lone surrogates, which JSON escapes may bring and no file takes."
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
 def _plain(text:str)->str:
     "Unix newlines, no zero-width marks at the ends, no code fence around the whole."
-    text = text.replace("\r\n", "\n").replace("\r", "\n").strip("\ufeff\u200b \t\n")
+    text = valid(text).replace("\r\n", "\n").replace("\r", "\n").strip("\ufeff\u200b \t\n")
     return re.sub(r"\A```[a-zA-Z]{0,10}[ \t]*\n|\n```\Z", "", text).strip()
 
 # %% ../nbs/26_prompts.ipynb #deb1e668
@@ -148,7 +152,7 @@ _BOLD = re.compile(r"^(\*\*|__)(.+?)\1[ \t]*(?:[:：–-].*)?$")
 
 def clean_label(text:str)->str:
     "A label without list marks, emphasis, quotation marks and what a bold label is explained by; '' for an empty or over-long one."
-    text = text.strip()
+    text = valid(text).strip()
     text = m[2] if (m := _BOLD.match(text)) else text
     text = text.strip("*_` \t\"“”:：").strip()
     return text if len(text) <= MAX_LABEL and any(map(str.isalnum, text)) else ""
