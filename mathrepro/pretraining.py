@@ -12,7 +12,7 @@ from .config import UserError, home
 
 # %% ../nbs/35_pretraining.ipynb #23619a13
 RECIPE = dict(tokens=16_000_000, corpus_seed=1, batch_size=16, max_length=128, weight_decay=0.1, warmup_ratio=0.03, shares=(0.1, 0.25, 0.5),
-              learning_rate=dict(xs=6e-3, s=5e-3, m=4e-3, l=3e-3))
+              learning_rate=dict(xs=6e-3, s=5e-3, m=3e-3, l=2e-3))
 
 def world_tokenizer():
     "The tokenizer of the suite, trained on a fixed sample of corpus text and of solutions."
@@ -27,8 +27,8 @@ def corpus_tokens(tokenizer, n:int, seed:int):
     import numpy as np
     from mathrepro.world.corpus import documents
     docs = documents(n//45 + 200, seed=seed)
-    ids = [np.array(i + [tokenizer.eos_token_id], dtype=np.uint16) for i in tokenizer(docs)["input_ids"]]
-    out = np.concatenate(ids)
+    encode = lambda part: [np.array(i + [tokenizer.eos_token_id], dtype=np.uint16) for i in tokenizer(part)["input_ids"]]
+    out = np.concatenate([ids for lo in range(0, len(docs), 4096) for ids in encode(docs[lo:lo+4096])])    # in parts: the tokenizer's own records are large
     assert len(out) >= n, f"{len(docs)} documents gave {len(out)} tokens, {n} wanted"
     return out[:n]
 

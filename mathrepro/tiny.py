@@ -27,7 +27,7 @@ def make_tokenizer(texts, vocab_size:int=1024):
 
 # %% ../nbs/30_tiny.ipynb #56cabd56
 SIZES = {  # name: (hidden size, layers, heads)
-    "xs": (48, 2, 3), "s": (64, 3, 4), "m": (96, 3, 4), "l": (128, 4, 4),
+    "xs": (32, 3, 1), "s": (64, 3, 2), "m": (96, 3, 3), "l": (128, 4, 4),
 }
 
 def tiny_config(size:str, # a name of SIZES

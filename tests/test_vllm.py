@@ -17,8 +17,7 @@ PROMPTS = [r["prompt"] for r in ROWS]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     tok = make_tokenizer([r["prompt"] + r["response"] for r in ROWS], 280)
-    # size l: vLLM's CPU attention takes head sizes that are multiples of 32
-    base, out = make_model("l", tok, tmp_path_factory.mktemp("base"), seed=0), tmp_path_factory.mktemp("model")
+    base, out = make_model("s", tok, tmp_path_factory.mktemp("base"), seed=0), tmp_path_factory.mktemp("model")
     train_sft(base, ROWS, out, SFTConfig(epochs=12, batch_size=24, learning_rate=3e-3))
     return out
 
@@ -36,6 +35,17 @@ def test_greedy_text_is_the_same_from_both_engines(folder, engine):
     assert [(c.text, c.finish, c.new_tokens, c.prompt_tokens) for c in a] == [(c.text, c.finish, c.new_tokens, c.prompt_tokens) for c in b]
     a, b = (e.generate(PROMPTS[:20], max_new_tokens=24, stop=["\n##"]) for e in (ours, engine))
     assert [(c.text, c.finish) for c in a] == [(c.text, c.finish) for c in b] and all("#" not in c.text for c in a)
+
+
+def test_shipped_models_are_ordinary_folders_for_vllm():
+    from mathrepro.pretraining import shipped
+    from mathrepro.world.problems import problems
+    folder, prompts = shipped("s"), [f"Question: {r['problem']}\nAnswer:\n" for r in problems(24, split="valid")]
+    texts = []
+    for spec in (dict(engine="transformers"), dict(engine="vllm", max_model_len=256, cpu_cache_gib=1)):
+        e = load_engine(dict(model=str(folder), dtype="float32", **spec))
+        texts.append([c.text for c in e.generate(prompts, max_new_tokens=32)]); e.close()
+    assert texts[0] == texts[1]
 
 
 def test_samples_are_seeded_by_row(engine):
