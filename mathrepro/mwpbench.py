@@ -96,6 +96,7 @@ def numbered(path):
         yield line, value
     if listed and at >= len(text): raise UserError(f"{path}: the list does not end; copy the file anew")
 
+# %% ../nbs/43_mwpbench.ipynb #77880c74
 def checked(row, where: str) -> dict:
     "A row of the released schema, or a `UserError` that starts with `where`; a number as answer is turned into text."
     if not isinstance(row, dict): raise UserError(f"{where}: a {type(row).__name__} where an object is needed; one row is one JSON object")
@@ -367,6 +368,7 @@ def changed(golds) -> list:
         if other: out.append(("another problem's gold", False, gold, other))
     return out
 
+# %% ../nbs/43_mwpbench.ipynb #49320dd2
 def checker_audit(golds, grader=released) -> list:
     """Rows {case, right, items, accepted, failed, example} of a grader on changed gold answers; `failed` counts right answers rejected or wrong ones accepted,
     `example` shows the first. `grader`: (texts, golds, style) -> [(verdict, predicted)], as in `graders.GRADERS`."""
@@ -405,6 +407,7 @@ def runs_of(words: tuple, n: int) -> set:
     "Hashes of all runs of `n` words; of the whole when it is shorter."
     return {hash(words[i:i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
 
+# %% ../nbs/43_mwpbench.ipynb #9819b554
 def overlaps(sets: dict, n: int = 13) -> list:
     """For every pair of sets (name -> texts): {set, other, rows, equal, shared}, where `equal` and `shared` count the rows of `set` that equal, or share a run of `n` words with, a row
     of `other`. A set against itself counts repeats, `equal` only."""
