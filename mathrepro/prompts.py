@@ -148,14 +148,16 @@ def _json(text):
 # %% ../nbs/26_prompts.ipynb #8585089d
 MAX_LABEL = 120   # characters; what is longer is prose
 _ITEM = re.compile(r"^[ \t]*(?:[-*•–+]+|\(?\d{1,3}[.):])[ \t]+(.*)$")
+_QUOTED = re.compile(r'^["“”]([^"“”]*)["“”]$')
 _BOLD = re.compile(r"^(\*\*|__)(.+?)\1[ \t]*(?:[:：–-].*)?$")
 
 def clean_label(text:str)->str:
     "A label without list marks, emphasis, quotation marks and what a bold label is explained by; '' for an empty or over-long one."
     text = valid(text).strip()
     text = m[2] if (m := _BOLD.match(text)) else text
-    text = text.strip("*_` \t\"“”:：").strip()
-    return text if len(text) <= MAX_LABEL and any(map(str.isalnum, text)) else ""
+    text = text.strip("*_` \t:：")
+    text = m[1].strip() if (m := _QUOTED.match(text)) else text
+    return text if len(text) <= MAX_LABEL and text.strip("._-–—…*# \"“”") else ""
 
 def _unique(labels)->list: return [s for s in dict.fromkeys(clean_label(s) for s in labels if isinstance(s, str)) if s]
 
