@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['MATH_TOPICS', 'COLLEGE_TOPICS', 'PARTS', 'PART_OF', 'FIELDS', 'WHOLE', 'CAP', 'LAST_NUMBER', 'DROPPED', 'RESPELT',
-           'RELEASED', 'STOPS', 'Part', 'part_of', 'places', 'locate', 'numbered', 'checked', 'bench_rows',
+           'RELEASED', 'STOPS', 'Part', 'part_of', 'places', 'locate', 'numbered', 'checked', 'read_once', 'bench_rows',
            'to_problems', 'topic_of', 'to_row', 'load_part', 'status', 'bench_problems', 'task_scores', 'Averages',
            'as_pair', 'merged', 'averages', 'level_names', 'by_level', 'level_scores', 'closed_box', 'tail',
            'released_extract', 'brace_pieces', 'frac_braces', 'root_braces', 'slash_fraction', 'normal_form',
            'is_float', 'released_same', 'breaks', 'released_judge', 'released', 'fraction_of', 'wrong_forms',
-           'right_forms', 'changed', 'checker_audit', 'audit_golds', 'cut_by_stops', 'words_of', 'runs_of', 'overlaps',
+           'right_forms', 'changed', 'checker_audit', 'audit_golds', 'cut_by_stops', 'plain_text', 'overlaps',
            'sets_at_hand', 'overlap_table']
 
 # %% ../nbs/43_mwpbench.ipynb #9c296fa1
-import json, re
+import json, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from . import datasets
 from .answers import same
 from .config import UserError, nearest
 from .graders import Grader
 from .levels import LEVELS, Level, world_benchmark
+from .ngrams import overlap_matrix
 from .records import Problem, read_rows, unique_ids, write_table
 
 # %% ../nbs/43_mwpbench.ipynb #e79f16ba
@@ -108,9 +110,15 @@ def checked(row, where: str) -> dict:
     if row["data_topic"] not in PART_OF: raise UserError(f"{where}: unknown data_topic {row['data_topic']!r}{nearest(row['data_topic'], PART_OF)}; known are {', '.join(PART_OF)}")
     return row
 
+@lru_cache(4)
+def read_once(path: str, stamp) -> tuple:
+    "The checked rows of a file, kept while it does not change: one file may serve all parts."
+    return tuple(checked(row, f"{path}, line {line}") for line, row in numbered(path))
+
 def bench_rows(path) -> list:
     "All rows of an MWPBench file, each checked. Raises `UserError` naming file and line."
-    return [checked(row, f"{path}, line {line}") for line, row in numbered(path)]
+    at = os.stat(path) if os.path.exists(path) else None
+    return [dict(row) for row in read_once(str(path), at and (at.st_mtime_ns, at.st_size))]
 
 # %% ../nbs/43_mwpbench.ipynb #cac7b131
 def to_problems(rows, part: Part, split: str) -> list:
@@ -142,6 +150,7 @@ def load_part(name: str, split: str = "test", n: int = None, strict=True) -> lis
     if path: rows = to_problems(bench_rows(path), part, split)
     elif part.dataset: return datasets.load(part.dataset, split, strict=strict)[:n]
     else: raise UserError(f"MWPBench part {name}, split {split}: put the released rows at $MATHREPRO_DATA/{places(part, split)[0]}, or the authors' file at $MATHREPRO_DATA/{places(part, split)[2]}")
+    if not rows: raise UserError(f"{path} has no row of {part.title}" + (f" ({part.note})" if part.note else "") + f"; put its rows at $MATHREPRO_DATA/{places(part, split)[0]}")
     if len(rows) != want: datasets.complain(f"{path}: {len(rows):,} rows of {part.title}, the paper prints {want:,}", strict)
     return rows[:n]
 
@@ -399,41 +408,27 @@ def cut_by_stops(text: str) -> str:
     return text[:min((i for s in STOPS if (i := text.find(s)) >= 0), default=len(text))]
 
 # %% ../nbs/43_mwpbench.ipynb #886a9784
-def words_of(text: str, signs=False) -> tuple:
-    "Lower-case words and numbers of a text; with `signs` also every sign, so that 2+2 and 2-2 are not equal."
-    return tuple(re.findall(r"[^\W\d_]+|\d+" + r"|[^\s\w]" * signs, text.lower()))
+def plain_text(text: str) -> str:
+    "A question without case and white space, every sign kept: what equal questions are compared by."
+    return "".join(unicodedata.normalize("NFC", text).casefold().split())
 
-def runs_of(words: tuple, n: int) -> set:
-    "Hashes of all runs of `n` words; of the whole when it is shorter."
-    return {hash(words[i:i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
+def overlaps(sets: dict, n: int = 13) -> list:
+    """For every pair of sets (name -> texts): {set, other, rows, equal, shared}, where `equal` and `shared` count the rows of `set` that equal, or share a run of `n` words
+    (`ngrams.overlap_matrix`) with, a row of `other`. A set against itself counts repeats, `equal` only."""
+    exact = {name: [plain_text(t) for t in texts] for name, texts in sets.items()}
+    whole = {name: Counter(keys) for name, keys in exact.items()}
+    _, counts, _ = overlap_matrix(sets, n)
+    return [dict(set=a, other=b, rows=len(exact[a]), equal=sum(whole[b][k] > (a == b) for k in exact[a]), shared=0 if a == b else int(counts[i, j]))
+            for i, a in enumerate(sets) for j, b in enumerate(sets)]
 
 # %% ../nbs/43_mwpbench.ipynb #9819b554
-def overlaps(sets: dict, n: int = 13) -> list:
-    """For every pair of sets (name -> texts): {set, other, rows, equal, shared}, where `equal` and `shared` count the rows of `set` that equal, or share a run of `n` words with, a row
-    of `other`. A set against itself counts repeats, `equal` only."""
-    names, where, whole = list(sets), {}, {}
-    read = {name: [words_of(t) for t in texts] for name, texts in sets.items()}
-    exact = {name: [words_of(t, True) for t in texts] for name, texts in sets.items()}
-    for bit, name in enumerate(names):
-        whole[name] = Counter(exact[name])
-        for words in read[name]:
-            for h in runs_of(words, n): where[h] = where.get(h, 0) | 1 << bit
-    out = []
-    for name in names:
-        touched = [0] * len(names)
-        for words in read[name]:
-            mask = 0
-            for h in runs_of(words, n): mask |= where[h]
-            for bit in range(len(names)): touched[bit] += mask >> bit & 1
-        out += [dict(set=name, other=o, rows=len(read[name]), equal=sum(whole[o][w] > (o == name) for w in exact[name]), shared=0 if o == name else touched[bit]) for bit, o in enumerate(names)]
-    return out
-
-# %% ../nbs/43_mwpbench.ipynb #ecc9a7e3
 def sets_at_hand(more=("math500", "svamp", "asdiv", "mawps", "mgsm/en")) -> dict:
     "name/split -> question texts of all parts of MWPBench, and of `more` data sets of the registry, whose files are at hand."
     out = {}
     for s in status():
-        if s["found"] != "missing": out[f"{s['title']} {s['split']}"] = [p.problem for p in load_part(s["part"], s["split"], strict=False)]
+        if s["found"] == "missing": continue
+        rows = to_problems(bench_rows(s["where"]), PARTS[s["part"]], s["split"]) if s["found"] == "file" else load_part(s["part"], s["split"], strict=False)
+        if rows: out[f"{s['title']} {s['split']}"] = [p.problem for p in rows]      # a file for all parts may hold some only
     for name in more:
         name, _, split = name.partition("/")
         if datasets.locate(name, split or "test"): out[f"{name} {split or 'test'}"] = [p.problem for p in datasets.load(name, split or "test")]
