@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MATH_TOPICS', 'COLLEGE_TOPICS', 'PARTS', 'PART_OF', 'FIELDS', 'WHOLE', 'CAP', 'LAST_NUMBER', 'DROPPED', 'RESPELT',
            'RELEASED', 'STOPS', 'Part', 'part_of', 'places', 'locate', 'numbered', 'checked', 'read_once', 'bench_rows',
-           'to_problems', 'topic_of', 'to_row', 'load_part', 'status', 'bench_problems', 'task_scores', 'Averages',
-           'as_pair', 'merged', 'averages', 'level_names', 'by_level', 'level_scores', 'closed_box', 'tail',
+           'to_problems', 'topic_of', 'to_row', 'load_part', 'at_hand', 'status', 'bench_problems', 'task_scores',
+           'Averages', 'as_pair', 'merged', 'averages', 'level_names', 'by_level', 'level_scores', 'closed_box', 'tail',
            'released_extract', 'brace_pieces', 'frac_braces', 'root_braces', 'slash_fraction', 'normal_form',
            'is_float', 'released_same', 'breaks', 'released_judge', 'released', 'fraction_of', 'wrong_forms',
            'right_forms', 'changed', 'checker_audit', 'audit_golds', 'cut_by_stops', 'plain_text', 'overlaps',
@@ -153,6 +153,12 @@ def load_part(name: str, split: str = "test", n: int = None, strict=True) -> lis
     if not rows: raise UserError(f"{path} has no row of {part.title}" + (f" ({part.note})" if part.note else "") + f"; put its rows at $MATHREPRO_DATA/{places(part, split)[0]}")
     if len(rows) != want: datasets.complain(f"{path}: {len(rows):,} rows of {part.title}, the paper prints {want:,}", strict)
     return rows[:n]
+
+# %% ../nbs/43_mwpbench.ipynb #e1879ff0
+def at_hand(name: str, split: str = "test") -> bool:
+    "Whether a split of a part lies on this machine, as its own file or through the registry of `datasets`; the network is not asked."
+    part = part_of(name)
+    return bool(locate(part, split) or part.dataset and datasets.locate(part.dataset, split))
 
 def status() -> list:
     """One dict for each part and split that has rows: part, title, level, split, rows (printed), found ("file", "data sets", "missing"), where, licence, note. Reads no file, never raises for what is absent."""
@@ -357,7 +363,7 @@ def wrong_forms(inner: str) -> dict:
     return out
 
 def right_forms(inner: str) -> dict:
-    "case -> another way to write a gold answer (without dollar signs)."
+    "case -> another way to write a gold answer (without dollar signs); right by value."
     out, f = {"gold as it is": inner}, fraction_of(inner)
     if re.fullmatch(r"-?\d{4,}", inner): out |= {"thousands commas": f"{int(inner):,}", "thousands commas and .00": f"{int(inner):,}.00"}
     if f is not None:
@@ -395,8 +401,7 @@ def audit_golds() -> dict:
     "name -> gold answers for `checker_audit`, of what is at hand: GSM8K, MATH as it is, CollegeMath or else MATH's formulas in `$…$`. Empty without data."
     out = {}
     for name in ("gsm8k", "math", "college-math"):
-        try: out[PARTS[name].title] = [p.answer for p in load_part(name)]
-        except UserError: pass                                     # not at hand
+        if at_hand(name): out[PARTS[name].title] = [p.answer for p in load_part(name, strict=False)]
     if "MATH" in out and "CollegeMath" not in out: out["MATH, formulas in $…$"] = [g if is_float(g.replace(",", "")) else f"${g}$" for g in out["MATH"]]
     return out
 

@@ -12,7 +12,6 @@ __all__ = ['NO_FILES', 'AUDITS', 'DATA_AUDITS', 'reported', 'label', 'find_row',
 # %% ../../nbs/71_papers_mathscale.ipynb #17dd702b
 import math
 from .. import claims, mwpbench, stats
-from ..config import UserError
 from .. import study as base
 
 # %% ../../nbs/71_papers_mathscale.ipynb #6972c68b
@@ -188,10 +187,9 @@ def audit_stops()->dict:
     "Worked solutions that the released driver's stop strings would cut."
     lines = []
     for name, split in (("gsm8k", "train"), ("gsm8k", "test"), ("math", "test")):
-        try: texts = [p.solution for p in mwpbench.load_part(name, split, strict=False) if p.solution]
-        except UserError: continue                                  # not at hand
+        texts = [p.solution for p in mwpbench.load_part(name, split, strict=False) if p.solution] if mwpbench.at_hand(name, split) else []
         cut = [t for t in texts if mwpbench.cut_by_stops(t) != t]
-        lines.append(claims.Check(f"{mwpbench.PARTS[name].title} {split}", not cut, f"{len(cut)} of {len(texts):,} worked solutions are cut"))
+        if texts: lines.append(claims.Check(f"{mwpbench.PARTS[name].title} {split}", not cut, f"{len(cut)} of {len(texts):,} worked solutions are cut"))
     return {"audit-stop-words": lines or NO_FILES}
 
 # %% ../../nbs/71_papers_mathscale.ipynb #c581e5c4
