@@ -28,7 +28,7 @@ def mix(z) -> np.ndarray:
 
 def walker_seeds(seed, walkers) -> np.ndarray:
     "uint64 seeds of the walkers numbered `walkers` (integers) of a run with `seed` (an integer)."
-    return mix(np.uint64(text_hash("walk", int(seed))) + (np.asarray(walkers).astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
+    return mix(np.uint64(text_hash("walk", int(seed))) + (np.atleast_1d(walkers).astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
 
 def draw(seeds, counter: int) -> np.ndarray:
     "float64 numbers in [0, 1), one per seed: column `counter` of `kernels.uniforms`."
@@ -97,6 +97,7 @@ def whole_shares(start, p) -> tuple:
     share[largest] += size[full] * unit - np.add.reduceat(share, start[:-1][full])
     return share, unit
 
+# %% ../nbs/02b_walks.ipynb #fdb3739a
 def alias_tables(start, p) -> tuple:
     "(accept float64, other int64) for all rows of a CSR at once; `p` sums to one in each row that is not empty. `other` counts slots over all rows."
     accept, other = np.ones(len(p)), np.arange(len(p))
@@ -171,6 +172,7 @@ def leg_lengths(seeds, legs) -> list:
         x //= span
     return out
 
+# %% ../nbs/02b_walks.ipynb #c13226c8
 def choose_reference(t: Tables, at: int, forbidden, u: float) -> int:
     "One step to a neighbour outside `forbidden`, by a cumulative sum; `at` itself when there is none."
     a, b = t.graph.start[at:at + 2].tolist()
@@ -221,6 +223,7 @@ def walk(starts, seeds, legs, revisit="allow") -> np.ndarray:
         lost = lost or leg.tables.cross
     return paths
 
+# %% ../nbs/02b_walks.ipynb #5cd0c3c0
 def clashes(to, at, visited, revisit) -> np.ndarray:
     "Which steps to `to` the rule forbids; `visited`: (columns, walkers), -1 where nothing."
     if revisit == "never": return (visited == to).any(0)
@@ -278,6 +281,7 @@ def hash_words(words) -> np.ndarray:
     for w in words[1:]: h = mix(mix(h) ^ w)
     return h
 
+# %% ../nbs/02b_walks.ipynb #9c719990
 def first_occurrences(words, hashed=hash_words) -> np.ndarray:
     "Ascending positions of the rows that no earlier row equals; exact, whatever `hashed` does."
     if not len(words[0]): return np.zeros(0, np.int64)
