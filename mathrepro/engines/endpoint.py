@@ -192,7 +192,7 @@ def end_loop(loop, thread):
         await asyncio.gather(*rest, return_exceptions=True)
     task = asyncio.run_coroutine_threadsafe(finish(), loop)
     task.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
-    thread.join(5)
+    if thread is not threading.current_thread(): thread.join(5)
     if not loop.is_running(): loop.close()
 
 # %% ../../nbs/34b_engines_endpoint.ipynb #1582c6c3
