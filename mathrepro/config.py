@@ -120,7 +120,7 @@ def fit(value, default, key="value", where=None):
     if isinstance(value, Raw):
         value = str(value) if isinstance(default, str) else scalar(value, key)
     if default is None: return value
-    if isinstance(default, dict) and isinstance(value, dict): return merge(default, value, where, f"{key}.") if default else value
+    if isinstance(default, dict) and isinstance(value, dict): return merge(default, value, where, f"{key}.") if default else {k: fit(v, None, f"{key}.{k}", where) for k, v in value.items()}
     if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)): return fit_list(list(value), default, key, where)
     if type(value) is type(default): return value
     if isinstance(default, float) and type(value) is int: return float(value)
@@ -201,8 +201,10 @@ def load_params(path, overrides=(), defaults=None) -> dict:
     Without `defaults` the file's own values are the defaults for the overrides. `UserError` names file, line, key, expected and given type."""
     values, lines = load_yaml(path)
     where = lambda key: f"{path}, line {lines[key]}" if key in lines else ""
-    base = values if defaults is None else merge(defaults, values, where)
-    return merge(base, overrides if isinstance(overrides, dict) else parse_overrides(overrides), lambda key: "-p")
+    over = overrides if isinstance(overrides, dict) else parse_overrides(overrides)
+    if defaults is None: return merge(values, over, lambda key: "-p")
+    merge(defaults, values, where)                       # what is wrong in the file is told with its line
+    return merge(defaults, overlay(values, over), lambda key: "-p")
 
 # %% ../nbs/00_config.ipynb #bb6ffed4
 def papers() -> dict:
