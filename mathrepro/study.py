@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Study', 'arm_slug', 'problems', 'base_stage', 'fit', 'sample', 'seeds_of', 'accuracy', 'interval', 'points', 'add',
-           'compare', 'arms_table', 'grader_rows', 'reported', 'audit_evidence', 'verdicts']
+           'difference', 'compare', 'arms_table', 'grader_rows', 'reported', 'audit_evidence', 'verdicts']
 
 # %% ../nbs/67_study.ipynb #7e9f9b61
 import json
@@ -38,9 +38,9 @@ def arm_slug(arm:str)->str:
 
 # %% ../nbs/67_study.ipynb #5076072a
 def problems(study, part:str):
-    "Stage: the problems of a part (train, valid, test) as the settings say; `n: 0` is all."
-    options = {k: v for k, v in study.data["options"].items() if v not in ([], None)}
-    more = {k: v for k, v in study.data[part].items() if v != {} and not (k == "n" and v == 0)}
+    "Stage: the problems of a part (train, valid, test, …) as the settings say; `n: 0` is all, and a part's own `options` go before the common ones."
+    options = {k: v for k, v in {**study.data["options"], **study.data[part].get("options", {})}.items() if v not in ([], None)}
+    more = {k: v for k, v in study.data[part].items() if v != {} and k != "options" and not (k == "n" and v == 0)}
     return study.run.stage(f"data/{part}", arms.load_problems, **({"dataset": study.data["dataset"]} | more), **({"options": options} if options else {}))
 
 def base_stage(study, name:str):
@@ -83,21 +83,27 @@ def add(study, claim:str, difference, source:str):
     "Keep a measured difference as evidence for a claim; `source` is the place in the report."
     study.evidence.append(claims.Evidence(claim, difference, data=study.data["dataset"], profile=study.profile, source=source))
 
-def compare(study, pairs:dict, source:str="#comparisons")->list:
-    "Paired comparisons {claim: (arm, other arm)} where both arms are there; adds their evidence. Rows {comparison, difference, p}."
+def difference(study, a:str, b:str, measure=accuracy):
+    "Paired difference of two arms (`stats.Difference`), over the seeds that both have."
+    both = [s for s in seeds_of(study, a) if (b, s) in study.answers]
+    part = lambda arm: measure(study, arm)[[seeds_of(study, arm).index(s) for s in both]]
+    return stats.paired_difference(part(a), part(b))
+
+def compare(study, pairs:dict, source:str="#comparisons", measure=accuracy)->list:
+    "Paired comparisons {claim: (arm, other arm)} where both arms are there, over the seeds of both; adds their evidence. Rows {comparison, difference, p}. `measure(study, arm)` gives seeds × problems."
     rows = []
     for claim, (a, b) in pairs.items():
         if not (seeds_of(study, a) and seeds_of(study, b)): continue
-        d = stats.paired_difference(accuracy(study, a), accuracy(study, b))
+        d = difference(study, a, b, measure)
         add(study, claim, d, source)
         rows.append({"comparison": f"{a} - {b}", "difference, points": points(d), "p (one-sided)": d.p_greater})
     return rows
 
-def arms_table(study, names)->list:
+def arms_table(study, names, measure=accuracy)->list:
     "Rows, steps and accuracy of arms, means over seeds."
     log = {a: [study.models[a, s].json("training.json") for s in seeds_of(study, a)] for a in names}
     mean = lambda a, key: round(sum(l[key] for l in log[a])/len(log[a]))
-    return [{"arm": a, "rows": mean(a, "rows"), "steps": mean(a, "steps"), "accuracy, %": interval(accuracy(study, a))} for a in log]
+    return [{"arm": a, "rows": mean(a, "rows"), "steps": mean(a, "steps"), "accuracy, %": interval(measure(study, a))} for a in log]
 
 # %% ../nbs/67_study.ipynb #cb9293d8
 def grader_rows(study, names)->list:
