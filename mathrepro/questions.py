@@ -6,18 +6,17 @@
 __all__ = ['WIDEST', 'TIES', 'ZERO', 'LOW', 'ODD', 'ODD_INVERSE', 'HOW', 'KINDS', 'ENOUGH', 'ACTIONS', 'padded', 'row_hashes',
            'unique_rows', 'incidence', 'rank_table', 'tie_codes', 'seeds_of', 'top_keys', 'Nearest', 'fill_zero',
            'nearest_of', 'label_ids', 'points_of', 'nearest_seeds', 'nearest_reference', 'Composition', 'dumps',
-           'loads', 'Question', 'question_files', 'read_questions', 'read_records', 'kept_share', 'kept_records',
-           'shuffled_records', 'uniform_like', 'sampled', 'composition_id', 'compose', 'composition_table',
-           'example_texts', 'question_prompt', 'teacher_name', 'generated', 'refuse_if_useless', 'question_row',
-           'tally', 'synthesise', 'judged_row', 'judgements', 'validate', 'CleanedQuestion', 'Ledger',
-           'reject_unusable', 'reject_contaminated', 'reject_copies', 'problems_in', 'clean', 'write_cleaned', 'subset']
+           'loads', 'Question', 'question_files', 'read_questions', 'read_records', 'sampled', 'seeds_left',
+           'composition_id', 'composition_table', 'graph_of', 'compose', 'example_texts', 'question_prompt',
+           'teacher_name', 'generated', 'refuse_if_useless', 'question_row', 'tally', 'synthesise', 'judged_row',
+           'judgements', 'validate', 'CleanedQuestion', 'Ledger', 'reject_unusable', 'reject_contaminated',
+           'reject_copies', 'problems_in', 'clean', 'write_cleaned', 'subset']
 
 # %% ../nbs/54_questions.ipynb #ae63dc15
 import hashlib, json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import NamedTuple
 import numpy as np
 from .arms import TrainRow
@@ -224,7 +223,7 @@ class Question:
     index: int              # number of the reply, from 0
     topics: str             # JSON list
     knowledge_points: str   # JSON list
-    seeds: str              # JSON list: ids of the nearest seeds; the first `shots` were shown
+    seeds: str              # JSON list: ids of the examples shown, nearest seed first
     jaccard: float          # similarity of the nearest seed question
     echo: bool
     prompt_hash: str        # SHA-256 of the prompt, 16 hex digits
@@ -262,97 +261,59 @@ def read_records(folder:Path)->list:
     return [r for r in rows if r["topics"] or r["knowledge_points"]]
 
 # %% ../nbs/54_questions.ipynb #60b7da4f
-HOW, KINDS = ("graph", "uniform", "shuffled"), ("topics", "knowledge_points")
+HOW, KINDS = ("graph", "shuffled", "uniform", "frequency"), ("topics", "knowledge_points")
 
-def kept_share(labels, share:float, seed, what:str)->set:
-    "About `share` of the labels (at least one), chosen by their hashes: nested for one seed, and the same whatever other labels there are."
-    if not 0 < share <= 1: raise UserError(f"keep: {what} is {share}; give a share above 0 and at most 1")
-    order = sorted(labels, key=lambda s: (text_hash("keep", what, seed, s), s))
-    return set(order[:max(1, round(share*len(order)))])
+def sampled(graph, n:int, seed:int, how:str, rules:dict):
+    "n different compositions (`concepts.Compositions`) in random order, by one of `HOW`."
+    if how not in HOW: raise UserError(f"how={how!r} is unknown; choose one of {', '.join(HOW)}")
+    if how in ("uniform", "frequency"): out = graph.uniform_arrays(n, seed, by="label" if how == "uniform" else how, **rules)
+    else: out = (graph.shuffled(seed) if how == "shuffled" else graph).sample_arrays(n, seed, **rules)
+    return out[np.random.default_rng([text_hash("order", seed), 0]).permutation(n)]
 
-def kept_records(records, keep:dict, seed=0)->list:
-    "Records after leaving out seeds, topics and knowledge points; keep: {seeds, topics, knowledge_points: share}. Records without any label are gone."
-    if unknown := set(keep)-{"seeds", *KINDS}: raise UserError(f"keep: {sorted(unknown)[0]!r} is unknown; use seeds, topics, knowledge_points")
-    if "seeds" in keep:
-        ids = kept_share({r["id"] for r in records}, keep["seeds"], seed, "seeds")
-        records = [r for r in records if r["id"] in ids]
-    for kind in KINDS:
-        if kind not in keep: continue
-        labels = kept_share({s for r in records for s in r[kind]}, keep[kind], seed, kind)
-        records = [dict(r, **{kind: [s for s in r[kind] if s in labels]}) for r in records]
-    return [r for r in records if r["topics"] or r["knowledge_points"]]
+def seeds_left(graph)->tuple:
+    "(records {id, topics, knowledge_points} with the labels that the graph has, their knowledge points as a `padded` array of its node numbers)."
+    inc, n, left = graph.incidence, len(graph.topics), graph.fate == 0
+    on, number = left[inc.node], np.cumsum(left)-1
+    sets = [[[], []] for _ in inc.ids]
+    for r, x in zip(inc.record[on].tolist(), number[inc.node[on]].tolist()): sets[r][x >= n].append(x - n*(x >= n))
+    rows = np.unique(inc.record).tolist()
+    records = [dict(id=inc.ids[r], topics=[graph.topics[x] for x in sets[r][0]], knowledge_points=[graph.knowledge_points[x] for x in sets[r][1]]) for r in rows]
+    return records, padded([sets[r][1] for r in rows])
 
 # %% ../nbs/54_questions.ipynb #c1b3cfaf
-def shuffled_records(records, seed:int=0)->list:
-    "Records whose labels are exchanged at random, topics and knowledge points each among themselves: every record keeps its numbers, every label its frequency; no record holds a label twice."
-    rng, out = Random(f"shuffled/{seed}"), [dict(r) for r in records]
-    for kind in KINDS:
-        own = [i for i, r in enumerate(records) for _ in dict.fromkeys(r[kind])]
-        labels = [s for r in records for s in dict.fromkeys(r[kind])]
-        rng.shuffle(labels)
-        sets = [Counter() for _ in records]
-        for i, s in zip(own, labels): sets[i][s] += 1
-        for a, i in enumerate(own):
-            for _ in range(1000):
-                if sets[i][labels[a]] < 2: break
-                b = rng.randrange(len(own)); j = own[b]
-                if labels[b] in sets[i] or labels[a] in sets[j]: continue
-                sets[i][labels[a]] -= 1; sets[j][labels[b]] -= 1
-                if not sets[j][labels[b]]: del sets[j][labels[b]]
-                labels[a], labels[b] = labels[b], labels[a]
-                sets[i][labels[a]] += 1; sets[j][labels[b]] += 1
-        for r, s in zip(out, sets): r[kind] = sorted(s)
-    return out
-
-# %% ../nbs/54_questions.ipynb #f8c82e93
-def uniform_like(pairs, topics, points, seed:int=0)->list:
-    "Different compositions with as many topics and points each as those in `pairs`, labels drawn uniformly without replacement. Raises UserError when the labels give too few."
-    rng, seen, out, misses = Random(f"uniform/{seed}"), set(), [], 0
-    for t, k in pairs:
-        while True:
-            new = tuple(sorted(rng.sample(topics, min(len(t), len(topics))))), tuple(sorted(rng.sample(points, min(len(k), len(points)))))
-            if new not in seen: break
-            misses += 1
-            if misses > 20*len(pairs) + 1000: raise UserError(f"only {len(out)} different compositions can be drawn from {len(topics)} topics and {len(points)} knowledge points, {len(pairs)} wanted; ask for fewer")
-        seen.add(new); out.append(new)
-    return out
-
-# %% ../nbs/54_questions.ipynb #251f0329
-def sampled(records, n:int, seed:int, how:str, alpha:float, min_count:int)->tuple:
-    "(n different (topics, knowledge_points) pairs in random order, what to tell about the graph) for one of `HOW`."
-    from mathrepro.concepts import ConceptGraph
-    if how not in HOW: raise UserError(f"how={how!r} is unknown; choose one of {', '.join(HOW)}")
-    graph = ConceptGraph.build(shuffled_records(records, seed) if how == "shuffled" else records, min_count=min_count)
-    pairs = [(tuple(t), tuple(k)) for t, k in graph.sample(n, seed=seed, alpha=alpha)]
-    Random(f"order/{seed}").shuffle(pairs)
-    if how == "uniform": pairs = uniform_like(pairs, sorted(graph.topics), sorted(graph.knowledge_points), seed)
-    return pairs, dict(how=how, alpha=alpha, min_count=min_count, seed=seed, records=len(records), compositions=len(pairs), topics=len(graph.topics), knowledge_points=len(graph.knowledge_points))
-
 def composition_id(topics, points)->str:
     "16 hex digits from the labels."
-    return hashlib.sha256(dumps([sorted(topics), sorted(points)]).encode()).hexdigest()[:16]
-
-# %% ../nbs/54_questions.ipynb #9b69a795
-def compose(ctx, concepts:Path, n:int, seed:int=0, how:str="graph", alpha:float=1.0, min_count:int=2, shots:int=1, ties:str="spread", zero:str="none", keep:dict=None, keep_seed:int=0):
-    """Stage: compositions.parquet (Composition, in random order, so that the first rows are a fair sample), records.parquet (the seed records in play), graph.json.
-
-    how: graph | uniform | shuffled; alpha: exponent of the co-occurrence counts (1: the paper); min_count: label frequency filter; shots: example seeds per
-    composition, chosen with `ties` and `zero` (see `nearest_seeds`); keep: {seeds, topics, knowledge_points: share} of Table 6. Raises UserError when the graph cannot give n compositions."""
-    if n < 1 or shots < 0: raise UserError(f"n={n}, shots={shots}: ask for at least 1 composition and 0 or more examples")
-    records = kept_records(read_records(concepts), keep or {}, keep_seed)
-    if len(records) < 2: raise UserError(f"{len(records)} labelled seed questions; a concept graph needs at least 2, and the paper has 20,857")
-    pairs, about = sampled(records, n, seed, how, alpha, min_count)
-    near = nearest_seeds(pairs, records, max(1, shots), ties, zero, seed)
-    about |= dict(wanted=n, echo=float(near.echo.mean()), mean_jaccard=float(near.jaccard[:, 0].mean()), no_seed=int((near.index[:, 0] < 0).sum()))
-    write_table(ctx.out/"compositions.parquet", composition_table(pairs, near, [r["id"] for r in records], shots))
-    write_table(ctx.out/"records.parquet", [RecordRow(r["id"], dumps(r["topics"]), dumps(r["knowledge_points"])) for r in records], RecordRow)
-    (ctx.out/"graph.json").write_text(json.dumps(about))
+    return hashlib.sha256(dumps([sorted(topics), sorted(points)]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 def composition_table(pairs, near, ids, shots:int):
     "Arrow table of `Composition` rows."
-    seeds = [[ids[i] for i in row if i >= 0][:shots] for row in near.index]
+    seeds = [[ids[i] for i in row if i >= 0][:shots] for row in near.index.tolist()]
     return table_of(Composition, id=[composition_id(*p) for p in pairs], topics=[dumps(t) for t, _ in pairs], knowledge_points=[dumps(k) for _, k in pairs], seeds=[dumps(s) for s in seeds],
-                    jaccard=[dumps([float(j) for j in row[:max(1, len(s))]]) for row, s in zip(near.jaccard, seeds)], echo=near.echo.tolist())
+                    jaccard=[dumps(row[:max(1, len(s))]) for row, s in zip(near.jaccard.tolist(), seeds)], echo=near.echo.tolist())
+
+def graph_of(records, min_count:int, keep:dict):
+    "The concept graph of the records, or of a random share of it; keep: {records, topics, knowledge_points: share, seed}."
+    from mathrepro.concepts import ConceptGraph
+    if len(records) < 2: raise UserError(f"{len(records)} labelled seed question{'s'*(len(records) != 1)}; a concept graph needs at least 2, and the paper has 20,857")
+    if unknown := set(keep or {})-{"records", "seed", *KINDS}: raise UserError(f"keep: {sorted(unknown)[0]!r} is unknown; use records, topics, knowledge_points (shares) and seed")
+    graph = ConceptGraph.build(records, min_count=min_count)
+    return graph.restrict(**keep) if keep else graph
+
+# %% ../nbs/54_questions.ipynb #b218cb92
+def compose(ctx, concepts:Path, n:int, seed:int=0, how:str="graph", alpha:float=1.0, min_count:int=2, shots:int=1, ties:str="spread", zero:str="none", keep:dict=None, rules:dict=None):
+    """Stage: compositions.parquet (Composition, in random order, so that the first rows are a fair sample), records.parquet (the seed records in play, with the labels that are left), graph.json.
+
+    how: graph | shuffled | uniform | frequency; alpha: exponent of the co-occurrence counts (1: the paper); rules: other fields of `concepts.WalkRules`; min_count: label frequency filter; shots: example seeds per
+    composition, chosen with `ties` and `zero` (see `nearest_seeds`); keep: {records, topics, knowledge_points: share, seed} of Table 6. Raises UserError when the graph cannot give n compositions."""
+    if n < 1 or shots < 0: raise UserError(f"n={n}, shots={shots}: ask for at least 1 composition and 0 or more examples")
+    graph = graph_of(read_records(concepts), min_count, keep)
+    pairs, (records, seed_sets) = sampled(graph, n, seed, how, dict(rules or {}, alpha=alpha)), seeds_left(graph)
+    near = nearest_seeds(pairs.knowledge_points, seed_sets, max(1, shots), ties, zero, seed)
+    about = dict(how=how, alpha=alpha, seed=seed, graph=graph.summary(), walks=pairs.info.get("walks"), epochs=pairs.info.get("epochs"), compositions=len(pairs), seeds=len(records))
+    about |= dict(echo=float(near.echo.mean()), mean_jaccard=float(near.jaccard[:, 0].mean()), no_seed=int((near.jaccard[:, 0] == 0).sum()))
+    write_table(ctx.out/"compositions.parquet", composition_table(pairs.strings(), near, [r["id"] for r in records], shots))
+    write_table(ctx.out/"records.parquet", [RecordRow(r["id"], dumps(r["topics"]), dumps(r["knowledge_points"])) for r in records], RecordRow)
+    (ctx.out/"graph.json").write_text(json.dumps(about))
 
 # %% ../nbs/54_questions.ipynb #44cf47e9
 def example_texts(compositions, concepts, problems, where)->dict:
@@ -393,12 +354,12 @@ def refuse_if_useless(rows, what:str, least:int=1):
     raise UserError(f"{what}: none of {len(rows)} replies can be used; most often ({times}): {reason}; such a reply begins {' '.join(reply.split())[:80]!r}; try another teacher or a larger max_new_tokens")
 
 # %% ../nbs/54_questions.ipynb #ce3f1457
-def question_row(composition, prompt, completion, teacher, how, keep_prompt)->Question:
+def question_row(composition, prompt, completion, teacher, how, shots, keep_prompt)->Question:
     "The row of one reply."
     read = read_question(completion.text, finish=completion.finish)
     similarity = loads(composition.jaccard, f"composition {composition.id}: jaccard")
     identity = f"{text_hash(teacher, prompt, how['seed'], str(how['temperature']), completion.sample_index):016x}"
-    return Question(identity, composition.id, completion.sample_index, composition.topics, composition.knowledge_points, composition.seeds, similarity[0] if similarity else 0.0, composition.echo,
+    return Question(identity, composition.id, completion.sample_index, composition.topics, composition.knowledge_points, dumps(loads(composition.seeds, "seeds")[:shots]), similarity[0] if similarity else 0.0, composition.echo,
         hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16], prompt if keep_prompt else "", teacher, how["temperature"], how["seed"], completion.finish, completion.new_tokens,
         valid(completion.text), read.ok, read.reason, valid(read.value.get("problem", "")), valid(read.value.get("solution", "")))
 
@@ -421,7 +382,7 @@ def synthesise(ctx, compositions:Path, problems:Path, engine:dict, model:Path=No
         for _, lo, hi, path in ctx.shards(len(rows), max(1, shard//n), "questions"):
             llm = llm or load_engine({**engine, **({"model": str(model/"model")} if model else {})})
             prompts = [question_prompt(c, examples, shots) for c in rows[lo:hi]]
-            done = [question_row(rows[lo+c.prompt_index], prompts[c.prompt_index], c, teacher_name(engine), how, keep_prompt) for c in generated(ctx, llm, prompts, how)]
+            done = [question_row(rows[lo+c.prompt_index], prompts[c.prompt_index], c, teacher_name(engine), how, shots, keep_prompt) for c in generated(ctx, llm, prompts, how)]
             ctx.commit(path, to_table(done, Question))
             if len(fresh) < ENOUGH: fresh += done; refuse_if_useless(fresh, "synthesis", ENOUGH)
     finally:
