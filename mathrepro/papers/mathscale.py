@@ -6,8 +6,8 @@
 __all__ = ['NO_FILES', 'AUDITS', 'DATA_AUDITS', 'reported', 'label', 'find_row', 'cells', 'audit_gains', 'audit_sizes',
            'audit_averages', 'best_others', 'audit_best', 'of_items', 'audit_margins', 'audit_parts_of', 'audit_line',
            'macro_error', 'macro_loss', 'base_range', 'audit_table6', 'audit_table7', 'audit_samples', 'eq2',
-           'audit_formula', 'audit_driver', 'audit_checker', 'audit_stops', 'equal_questions', 'audit_overlap',
-           'audits']
+           'audit_formula', 'audit_driver', 'audit_epochs', 'audit_checker', 'audit_stops', 'equal_questions',
+           'audit_overlap', 'audits']
 
 # %% ../../nbs/71_papers_mathscale.ipynb #17dd702b
 import math
@@ -168,6 +168,16 @@ def audit_driver(r)->dict:
         return claims.Check(f"macro over {', '.join(mwpbench.PARTS[k].title for k in names)}", abs(a.macro - plain) < .05, f"{a.macro:.1f} by the driver, which divides by {a.divisor}; {plain:.1f} as the mean of {len(names)}")
     return {"audit-subset-average": [line(["gsm8k"]), line(["gsm8k", "math"]), line(["gsm8k", "math", "college-math"])]}
 
+# %% ../../nbs/71_papers_mathscale.ipynb #4da837cf
+def audit_epochs(r, most=1500)->dict:
+    "How many epochs give 2 million unique compositions on a synthetic graph of the paper's size; a fifth is allowed for the word 'about'."
+    from mathrepro.concepts import ConceptGraph, synthetic_records
+    graph = ConceptGraph.build(synthetic_records())
+    curve = graph.yield_curve(most)
+    epochs = int((curve["unique"] < 2_000_000).sum()) + 1
+    shown = f"{epochs:,} epochs; after 1,000 there are {curve['unique'][999]:,} unique of {curve['walks'][999]:,} walks, on {len(graph.topics):,} topics and {len(graph.knowledge_points):,} knowledge points"
+    return {"audit-epochs": [claims.Check("epochs for 2 million unique compositions within 800 to 1,200", 800 <= epochs <= 1200, shown)]}
+
 # %% ../../nbs/71_papers_mathscale.ipynb #2b952cac
 NO_FILES = "neither the MATH nor the GSM8K test file is at hand ($MATHREPRO_DATA)"
 
@@ -207,7 +217,7 @@ def audit_overlap()->dict:
     return {"audit-agieval-overlap": tests if whole else "AGIEval-Math's file is not at hand ($MATHREPRO_DATA/mwpbench)", "audit-train-test": mixed or NO_FILES}
 
 # %% ../../nbs/71_papers_mathscale.ipynb #f21a82a2
-AUDITS = (audit_gains, audit_sizes, audit_averages, audit_best, audit_margins, audit_parts_of, audit_line, audit_table6, audit_table7, audit_samples, audit_formula, audit_driver)
+AUDITS = (audit_gains, audit_sizes, audit_averages, audit_best, audit_margins, audit_parts_of, audit_line, audit_table6, audit_table7, audit_samples, audit_formula, audit_driver, audit_epochs)
 DATA_AUDITS = (audit_checker, audit_stops, audit_overlap)
 
 def audits(profile="", say=print)->list:
