@@ -439,12 +439,13 @@ class CleanedQuestion(Question):
     kept: bool = False
     why: str = ""        # reason of the rejection, "" when kept
     other: str = ""      # id of the row, seed or test problem that it is a copy of
-    score: float = 0.0   # similarity to it
+    score: float = 0.0   # similarity to it; for test problems the share of the words that is shared
+    shared: str = ""     # words shared with a test problem
 
 class Ledger(list):
-    "One (why, other, score) per question, None while it is in the race."
+    "One (why, other, score, shared) per question, None while it is in the race."
     def alive(self): return [i for i, v in enumerate(self) if v is None]
-    def reject(self, i, why, other="", score=0.0): self[i] = why, other, float(score)
+    def reject(self, i, why, other="", score=0.0, shared=""): self[i] = why, other, float(score), shared
 
 def reject_unusable(ledger, rows, english:bool):
     "Unreadable replies, solutions without an answer line, other languages."
@@ -456,23 +457,25 @@ def reject_unusable(ledger, rows, english:bool):
         elif english and not is_english(q.problem): ledger.reject(i, "not English")
 
 # %% ../nbs/54_questions.ipynb #42535362
-def reject_contaminated(ledger, rows, tests, n:int):
-    "Questions that share a word n-gram with a test problem (`tests`: Problem rows)."
+def reject_contaminated(ledger, rows, tests, n:int, near:float):
+    "Questions that share a word n-gram with a test problem (`tests`: Problem rows), or with `near` are nearly one."
     from mathrepro.filters import contamination
     alive = ledger.alive()
-    for i, hit in zip(alive, contamination([rows[i].problem for i in alive], [t.problem for t in tests], n=n)):
-        if hit: ledger.reject(i, "contaminated", tests[hit.reference].id, hit.score)
+    for i, hit in zip(alive, contamination([rows[i].problem for i in alive], [t.problem for t in tests], n=n, near=near)):
+        if hit: ledger.reject(i, f"contaminated ({hit.rule})", tests[hit.reference].id, hit.score, hit.ngram)
 
-def reject_copies(ledger, rows, seeds, threshold:float):
-    "Copies of a seed or of an earlier row: word for word, then nearly so (threshold 1: only the former)."
-    from mathrepro.filters import exact_duplicates, near_duplicates
-    for what, find in (("exact", exact_duplicates), ("near", lambda texts: near_duplicates(texts, threshold=threshold))):
-        alive = ledger.alive() if what == "exact" or threshold < 1 else []
-        first = find([s.problem for s in seeds] + [rows[i].problem for i in alive]) if alive else []
+def reject_copies(ledger, rows, seeds, threshold:float, same_numbers:bool):
+    "Copies of a seed or of an earlier row: word for word, then nearly so (no threshold: only the former)."
+    from mathrepro.filters import NearDuplicates, exact_duplicates
+    for what in ("exact", "near") if threshold else ("exact",):
+        alive = ledger.alive()
+        texts = [s.problem for s in seeds] + [rows[i].problem for i in alive]
+        of, score = (exact_duplicates(texts), None) if what == "exact" else NearDuplicates(threshold, same_numbers).add(texts)
         for at, i in enumerate(alive, len(seeds)):
-            j = int(first[at])
-            if j < len(seeds): ledger.reject(i, f"{what} copy of a seed", seeds[j].id)
-            elif j != at: ledger.reject(i, f"{what} copy", rows[alive[j-len(seeds)]].id)
+            j = int(of[at])
+            if j == at: continue
+            other = seeds[j] if j < len(seeds) else rows[alive[j-len(seeds)]]
+            ledger.reject(i, f"{what} copy" + " of a seed"*(j < len(seeds)), other.id, 1.0 if score is None else score[at])
 
 # %% ../nbs/54_questions.ipynb #4b977d42
 def problems_in(folders)->list:
@@ -480,14 +483,15 @@ def problems_in(folders)->list:
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders or [])
     return list({p.problem: p for f in folders for p in read_rows(Path(f)/"problems.parquet", Problem)}.values())
 
-def clean(ctx, questions, references:list, seeds:Path=None, add_seeds:bool=False, rows:int=None, ngram:int=13, threshold:float=0.7, english:bool=False):
+def clean(ctx, questions, references:list, seeds:Path=None, add_seeds:bool=False, rows:int=None, ngram:int=13, near_test:float=None, threshold:float=0.7, same_numbers:bool=False, english:bool=False):
     """Stage: rows.parquet (arms.TrainRow; synthetic rows have origin "sampled", seeds "gold"), questions.parquet (CleanedQuestion: every question with its verdict), counts.json.
 
     questions: stage(s) of `synthesise` or `validate`; references: stages with problems.parquet, every test set used; seeds: stage of the seed problems: copies of them are rejected, and with `add_seeds` they become
-    training rows themselves (as in the paper); rows: keep only the first so many synthetic rows; ngram, threshold: see `filters`. Raises UserError when nothing, or fewer than `rows`, is left."""
+    training rows themselves (as in the paper); rows: keep only the first so many synthetic rows; ngram, near_test: see `filters.contamination`; threshold (None: exact copies only), same_numbers: see `filters.NearDuplicates`; english: reject other
+    languages. Raises UserError when nothing, or fewer than `rows`, is left."""
     data = [q for f in (questions if isinstance(questions, list) else [questions]) for q in read_questions(f)]
     gold, ledger = problems_in(seeds), Ledger([None]*len(data))
-    steps = [lambda: reject_unusable(ledger, data, english), lambda: reject_contaminated(ledger, data, problems_in(references), ngram), lambda: reject_copies(ledger, data, gold, threshold)]
+    steps = [lambda: reject_unusable(ledger, data, english), lambda: reject_contaminated(ledger, data, problems_in(references), ngram, near_test), lambda: reject_copies(ledger, data, gold, threshold, same_numbers)]
     for step in ctx.progress(steps, len(steps), "cleaning"): step()
     kept = ledger.alive()
     if rows is not None:
@@ -498,7 +502,7 @@ def clean(ctx, questions, references:list, seeds:Path=None, add_seeds:bool=False
 def write_cleaned(out, data, ledger, gold, rows):
     "Write the outputs of `clean`; the rejected rows are there whatever happens next."
     reasons, kept = Counter(v[0] for v in ledger if v), [data[i] for i in ledger.alive()]
-    verdicts = [dict(kept=True) if v is None else dict(why=v[0], other=v[1], score=v[2]) for v in ledger]
+    verdicts = [dict(kept=True) if v is None else dict(zip(("why", "other", "score", "shared"), v)) for v in ledger]
     write_table(out/"questions.parquet", [CleanedQuestion(**asdict(q), **v) for q, v in zip(data, verdicts)], CleanedQuestion)
     train = [TrainRow(p.id, p.problem, p.solution, "gold") for p in gold] + [TrainRow(q.id, q.problem, q.solution, "sampled") for q in kept]
     write_table(out/"rows.parquet", train, TrainRow)

@@ -61,7 +61,7 @@ def short(text:str, width:int=100)->str:
 
 def fate(q)->str:
     "What became of a question, in words."
-    return "kept" if q.kept else f"rejected: {q.why}" + (f" ({q.other})" if q.other else "") + (f", similarity {q.score:.2f}" if q.score else "")
+    return "kept" if q.kept else f"rejected: {q.why}" + (f" ({q.other})" if q.other else "") + (f", {'shares ' + repr(q.shared) if q.shared else f'similarity {q.score:.2f}'}" if q.score else "")
 
 # %% ../nbs/54a_traces.ipynb #003cf538
 def lineage_text(l)->str:
