@@ -89,6 +89,7 @@ def difference(study, a:str, b:str, measure=accuracy):
     part = lambda arm: measure(study, arm)[[seeds_of(study, arm).index(s) for s in both]]
     return stats.paired_difference(part(a), part(b))
 
+# %% ../nbs/67_study.ipynb #29e57090
 def compare(study, pairs:dict, source:str="#comparisons", measure=accuracy)->list:
     "Paired comparisons {claim: (arm, other arm)} where both arms are there, over the seeds of both; adds their evidence. Rows {comparison, difference, p}. `measure(study, arm)` gives seeds × problems."
     rows = []
