@@ -392,7 +392,7 @@ def collect(graph, rules, n, seed, max_epochs=None, min_yield=1e-3) -> tuple:
     found, index, rate = [nothing(rules.topic_steps), nothing(rules.kp_steps), np.zeros(0, np.int64), np.zeros(0, np.int64)], 0, 1.0
     while len(found[2]) < n and rate >= min_yield and (max_epochs is None or index * per < max_epochs):
         more = math.ceil(1.03 * (n - len(found[2])) / (rate * width))
-        blocks = range(index, index + min(more, max(index, math.ceil(n / width))))
+        blocks = range(index, index + min(more, max(math.ceil(n / width), min(index, 64))))      # a round is held in memory
         before, index = len(found[2]), blocks[-1] + 1
         found = distinct([found, *(drawn(graph, rules, seed, i, max_epochs) for i in blocks)], sizes, n)
         rate = (len(found[2]) - before) / (len(blocks) * width)
