@@ -6,7 +6,7 @@
 __all__ = ['WIDEST', 'TIES', 'ZERO', 'LOW', 'ODD', 'ODD_INVERSE', 'HOW', 'KINDS', 'ENOUGH', 'ACTIONS', 'padded', 'row_hashes',
            'unique_rows', 'incidence', 'rank_table', 'tie_codes', 'seeds_of', 'top_keys', 'Nearest', 'fill_zero',
            'nearest_of', 'label_ids', 'points_of', 'nearest_seeds', 'nearest_reference', 'Composition', 'dumps',
-           'loads', 'Question', 'question_files', 'read_questions', 'read_records', 'sampled', 'seeds_left',
+           'loads', 'Asked', 'Question', 'question_files', 'read_questions', 'read_records', 'sampled', 'seeds_left',
            'composition_id', 'composition_table', 'graph_of', 'compose', 'example_texts', 'question_prompt',
            'teacher_name', 'generated', 'refuse_if_useless', 'question_row', 'tally', 'synthesise', 'judged_row',
            'judgements', 'validate', 'CleanedQuestion', 'Ledger', 'reject_unusable', 'reject_contaminated',
@@ -216,8 +216,8 @@ def loads(text, where:str)->list:
 
 # %% ../nbs/54_questions.ipynb #73e8b88f
 @dataclass(frozen=True, slots=True)
-class Question:
-    "One reply of a teacher with its lineage. `solution` is what a student would learn; `first_solution` what the teacher wrote, where a judge has replaced it."
+class Asked:
+    "What was asked of a teacher, and how: the lineage of a question."
     id: str                 # hash of teacher, prompt, seed, temperature and number of the reply
     composition: str
     index: int              # number of the reply, from 0
@@ -231,6 +231,11 @@ class Question:
     teacher: str
     temperature: float
     seed: int
+
+# %% ../nbs/54_questions.ipynb #03bfb8aa
+@dataclass(frozen=True, slots=True)
+class Question(Asked):
+    "One reply of a teacher with its lineage. `solution` is what a student would learn; `first_solution` what the teacher wrote, where a judge has replaced it."
     finish: str             # "stop" | "length"
     tokens: int             # new tokens of the reply
     reply: str

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 from .arms import TrainRow
-from .config import UserError, nearest
+from .config import UserError
 from .questions import CleanedQuestion, KINDS, loads, read_records
 from .records import Problem, read_rows
 
@@ -36,14 +36,14 @@ def stage_folders(folders)->list:
 
 def lineage(folders, problem_id:str)->Lineage:
     """The lineage of one row. folders: the `clean` stage or its folder, alone or followed by others: the seeds' problems and a `compose` stage add the examples' texts and concepts.
-    Raises UserError for an unknown id, with the nearest known one."""
+    Raises UserError for an unknown id."""
     folders = stage_folders(folders)
     rows = [q for f in folders if (f/"questions.parquet").exists() for q in read_rows(f/"questions.parquet", CleanedQuestion)]
     if not rows: raise UserError(f"no questions.parquet in {', '.join(map(str, folders))}; give the folder of a clean stage")
     row = next((q for q in rows if q.id == problem_id), None)
     if row is None:
         gold = any(r.problem_id == problem_id for f in folders if (f/"rows.parquet").exists() for r in read_rows(f/"rows.parquet", TrainRow))
-        raise UserError(f"{problem_id!r} is a seed problem: it has no teacher" if gold else f"no row {problem_id!r} among {len(rows)} questions{nearest(problem_id, [q.id for q in rows])}")
+        raise UserError(f"{problem_id!r} is a seed problem: it has no teacher" if gold else f"no row {problem_id!r} among {len(rows)} questions; an id there is {rows[0].id!r}")
     siblings = [q for q in rows if q.composition == row.composition and q.id != row.id]
     return Lineage(row, lineage_examples(row, folders), siblings, [q for q in rows if q.other == row.id])
 
@@ -114,6 +114,7 @@ def heldout_pairs(seed_records, real_records)->Counter:
     shown = pairs_of(seeds)
     return Counter({p: n for p, n in pairs_of(row_points(real_records)).items() if p not in shown and known.issuperset(p)})
 
+# %% ../nbs/54a_traces.ipynb #1f73ccbf
 def coverage(rows, pairs, truth:str="declared")->dict:
     """How many of the held-out `pairs` (an iterable, or a Counter of counts in real problems) the rows contain: pairs, covered, share, weighted (by the counts), in_rows (different pairs in the rows), unread.
     truth: declared (the labels asked for) | world (the knowledge points that the problem's text really has; rows that are not of the world count as unread). Raises UserError for another `truth`."""
