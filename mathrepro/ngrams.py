@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['APOSTROPHES', 'BASE', 'INVERSE', 'SYMBOLS', 'NEVER', 'words', 'Rows', 'offsets_of', 'take', 'finish', 'powers',
-           'word_hashes', 'word_hash_reference', 'ngrams', 'ngram_reference', 'numbered', 'numbered_reference',
-           'jaccard_reference', 'jaccards', 'member', 'overlap_matrix', 'overlap_reference', 'FirstSeen', 'nonzero',
-           'find_slots', 'claim_slots', 'make_room']
+           'word_hashes', 'word_hash_reference', 'ngrams', 'ngram_reference', 'sort_rows', 'numbered',
+           'numbered_reference', 'jaccard_reference', 'jaccards', 'member', 'overlap_matrix', 'overlap_reference',
+           'FirstSeen', 'nonzero', 'find_slots', 'claim_slots', 'make_room']
 
 # %% ../nbs/02d_ngrams.ipynb #c6a644df
 import re, unicodedata
@@ -110,22 +110,35 @@ def ngram_reference(text: str, n: int) -> list:
     z = [sum(a * pow(BASE, j, 2**64) for j, a in enumerate(h[i:i+n])) % 2**64 for i in range(len(h) - n + 1)]
     return finish(np.array(z, np.uint64)).tolist()
 
+# %% ../nbs/02d_ngrams.ipynb #ce12f663
+def sort_rows(rows: Rows) -> Rows:
+    "Each row's values (uint32) in ascending order."
+    n, v = rows.lengths, rows.values.copy()
+    size = np.ceil(np.log2(np.maximum(n, 1)) * 2).astype(np.int64)             # rectangles at most 41 % wider than their rows
+    for k in np.flatnonzero(np.bincount(size[n > 1])).tolist() if len(n) else []:
+        which = np.flatnonzero((size == k) & (n > 1))
+        at = np.arange(n[which].max())
+        inside = at < n[which][:, None]
+        place = (rows.offsets[:-1][which][:, None] + at)[inside]
+        box = np.full(inside.shape, 2**32 - 1, np.uint32)
+        box[inside] = rows.values[place]
+        box.sort(axis=1)
+        v[place] = box[inside]                                                  # what fills a line up is as large as can be, so it stays behind
+    return Rows(v, rows.offsets)
+
 # %% ../nbs/02d_ngrams.ipynb #46dde096
 def numbered(rows: Rows) -> Rows:
-    """uint64: each value hashed with how often it has occurred in its row before, so that equal ones become different; order within a row is not kept.
-    Of each value 44 bits count, beside 20 for the row: at most 2^20 rows at a time (ValueError)."""
-    if len(rows.offsets) > 2**20: raise ValueError("at most 2^20 rows at a time")
-    keys = np.sort((rows.which().astype(np.uint64) << np.uint64(44)) | (rows.values >> np.uint64(20)))
-    place = np.arange(len(keys))
-    new = np.ones(len(keys), bool)
-    new[1:] = keys[1:] != keys[:-1]
+    "uint32, sorted within rows: to each value is added twice the number of times that it has occurred in its row before, so that equal ones become different and stay odd or even."
+    r = sort_rows(rows)
+    place, new = np.arange(len(r.values)), np.ones(len(r.values), bool)
+    new[1:] = r.values[1:] != r.values[:-1]
+    new[r.offsets[:-1][r.lengths > 0]] = True
     times = place - np.maximum.accumulate(np.where(new, place, 0))
-    return Rows(finish((keys & np.uint64(2**44 - 1)) + (times.astype(np.uint64) << np.uint64(44))), rows.offsets)
+    return Rows(r.values + times.astype(np.uint32) * np.uint32(2), r.offsets)
 
-def numbered_reference(values) -> set:
-    "The same for one row, in Python integers."
-    top = [int(v) >> 20 for v in values]
-    return set(finish(np.array([v + (top[:i].count(v) << 44) for i, v in enumerate(top)], np.uint64)).tolist())
+def numbered_reference(values) -> list:
+    "The same for one row, one value after the other."
+    return sorted((v + 2 * values[:i].count(v)) % 2**32 for i, v in enumerate(values))
 
 # %% ../nbs/02d_ngrams.ipynb #878f7fd0
 def jaccard_reference(a, b) -> float:
@@ -133,15 +146,15 @@ def jaccard_reference(a, b) -> float:
     a, b = set(a), set(b)
     return len(a & b) / len(a | b) if a | b else 1.0
 
-def jaccards(a: Rows, b: Rows) -> np.ndarray:
-    "float64: Jaccard similarity of row i of `a` with row i of `b`; values are 32-bit hashes (uint32), distinct within a row."
-    n = len(a.offsets) - 1
-    both = [(r.which().astype(np.uint64) << np.uint64(32)) | r.values.astype(np.uint64) for r in (a, b)]
-    merged = np.sort(np.concatenate(both))
-    shared = np.bincount((merged[1:][merged[1:] == merged[:-1]] >> np.uint64(32)).astype(np.int64), minlength=n)
-    union = a.lengths + b.lengths - shared
-    return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+def jaccards(rows: Rows) -> np.ndarray:
+    "float64 of shape (rows / 2,): Jaccard similarity of rows 0 and 1, of rows 2 and 3, and so on; values uint32, distinct within a row, best sorted."
+    n = rows.lengths.reshape(-1, 2).sum(axis=1)
+    pair = np.repeat(np.arange(len(n), dtype=np.uint64), n)
+    merged = np.sort((pair << np.uint64(32)) | rows.values.astype(np.uint64), kind="stable")
+    shared = np.bincount((merged[1:][merged[1:] == merged[:-1]] >> np.uint64(32)).astype(np.int64), minlength=len(n))
+    return np.where(n > 0, shared / np.maximum(n - shared, 1), 1.0)
 
+# %% ../nbs/02d_ngrams.ipynb #3d17828b
 def member(values, table) -> np.ndarray:
     "bool: is each value in `table`, a sorted array?"
     values = np.asarray(values)
@@ -218,12 +231,12 @@ def claim_slots(table, keys) -> np.ndarray:
 
 # %% ../nbs/02d_ngrams.ipynb #c0d1cd4f
 def make_room(table, n):
-    "Doubles the table until `n` more keys leave it at most 70 % full."
+    "Enlarges the table (small ones fourfold, large ones twofold) so that `n` more keys leave it at most 70 % full."
     if table.used + n <= 0.7 * (table.mask + 1): return
     table.used = int(np.count_nonzero(table.keys))
     if table.used + n <= 0.7 * (table.mask + 1): return
     keys, rows = table.keys, table.rows
-    table._make(max(2 * len(keys), int((len(keys) + n) / 0.7)))
+    table._make(max((2 if len(keys) > 2**22 else 4) * len(keys), int((table.used + n) / 0.7)))
     for lo in range(0, len(keys), 1 << 20):                             # in slices: the old and the new table are all that is held
         full = np.flatnonzero(keys[lo:lo + (1 << 20)]) + lo
         table.rows[claim_slots(table, keys[full])] = rows[full]
