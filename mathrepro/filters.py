@@ -38,9 +38,14 @@ def fraction(value, name: str = "threshold") -> float:
     if not ok: raise UserError(f"{name} is {value!r}; give a number above 0 and at most 1")
     return float(value)
 
-def slices(texts, size: int = CHUNK):
-    "Yields (number of the first row, the rows) of slices of `texts`."
-    for lo in range(0, len(texts), size): yield lo, texts[lo:lo + size]
+# %% ../nbs/53_filters.ipynb #56d51a82
+def slices(texts, size: int = CHUNK, characters: int = 2**22):
+    "Yields (number of the first row, the rows) of slices of at most `size` texts, and of about `characters` at most where texts are very long."
+    lo = total = 0
+    for hi, t in enumerate(texts):
+        if hi > lo and (hi - lo == size or total + len(t) > characters): yield lo, texts[lo:hi]; lo, total = hi, 0
+        total += len(t)
+    if texts: yield lo, texts[lo:]
 
 # %% ../nbs/53_filters.ipynb #7372e518
 LATEX = re.compile(r"\[asy\].*?\[/asy\]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+|[{}^_&~\\]|\d+", re.S)
