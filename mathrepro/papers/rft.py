@@ -139,7 +139,7 @@ def scaling_table(study):
 
 # %% ../../nbs/70_papers_rft.ipynb #d2c26d4a
 def ladder_table(study, known_losses):
-    "Rows {base, parameters, loss, accuracy} of the ladder; adds evidence for `loss-over-size` and `better-gain-less`."
+    "Rows {base, parameters, loss (None where not known), accuracy} of the ladder; adds evidence for `loss-over-size` and `better-gain-less`."
     from mathrepro.pretraining import suite
     ladder, world = study.extra["ladder"], suite()
     info = {b: (world[b[6:]]["loss"], world[b[6:]]["parameters"]) if b.startswith("world:") else tuple(known_losses[b]) for b in ladder if b.startswith("world:") or b in known_losses}
@@ -149,7 +149,7 @@ def ladder_table(study, known_losses):
     if len(ladder) > 1:
         four = [acc[ladder[0]], accuracy(study, f"ladder {ladder[0]} quarter"), acc[ladder[-1]], accuracy(study, f"ladder {ladder[-1]} quarter")]
         add(study, "better-gain-less", stats.contrast(four, [.5, -.5, -.5, .5]), "#ladder")
-    return [{"base": b, "parameters": v[1], "pre-training loss": v[0], "accuracy after SFT, %": interval(acc[b])} for b, v in info.items()]
+    return [{"base": b, "parameters": v[1], "pre-training loss": v[0], "accuracy after SFT, %": interval(acc[b])} for b in ladder for v in [info.get(b, (None, None))]]
 
 # %% ../../nbs/70_papers_rft.ipynb #b7e1afb6
 def votes_table(study):
