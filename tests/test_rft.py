@@ -70,6 +70,17 @@ def test_training_under_a_launcher_gives_the_same_model(tmp_path):
     assert both[0].json("training.json") == both[1].json("training.json")
     assert (both[0].path/"model/model.safetensors").read_bytes() == (both[1].path/"model/model.safetensors").read_bytes()
 
+@pytest.mark.skipif(not os.environ.get("MATHREPRO_DATA"), reason="needs GSM8K: set MATHREPRO_DATA")
+def test_gpu_profile_cut_down(tmp_path):
+    "GSM8K, validation cut from train, instruction template, bfloat16 training; a tiny base model in place of the pretrained one."
+    cut = "device=cpu engine.engine=transformers engine.dtype=float32 base=world:xs ladder=[world:xs] seeds=[0] side_seeds=[0] data.train.n=6 data.valid.n=2 data.test.n=4 k=2 ks=[1,2] fractions=[1.0,0.5] rules=[] sampling.max_new_tokens=16 threads=1"
+    more = [a for p in [*cut.split(), "vote={n: 2, limit: 2}"] for a in ("-p", p)]
+    done = subprocess.run([script("mathrepro"), "run", "rft", "--profile", "gpu", "--no-report", *more], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    from mathrepro.report import read_results
+    r = read_results(next((tmp_path/"rft").glob("gpu*.ipynb")))
+    assert {row["rows"] for row in r["arms"]["rows"]} == {6} and r["ladder"]["rows"][0]["parameters"] == 72928
+
 def test_bad_settings_are_one_line(tmp_path):
     for more, word in ((("-p", "ks=[1, 8]"), "raise k"), (("-p", "sft.epoch=3"), "epochs"), (("-p", "base=world:xxl"), "world model"), (("-p", "template=nope"), "template")):
         done = run_smoke(tmp_path, *more)
