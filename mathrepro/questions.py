@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from .arms import TrainRow
 from .config import UserError
-from .engines.base import engine_modules, load_engine
-from .extraction import RecordRow
+from .engines.base import engine_modules
+from .extraction import RecordRow, open_teacher
 from .kernels import text_hash
 from .prompts import check_request, question_request, read_check, read_question, valid
 from .records import Problem, read_rows, read_table, table_of, to_table, write_table
@@ -385,7 +385,7 @@ def synthesise(ctx, compositions:Path, problems:Path, engine:dict, model:Path=No
     examples, llm, fresh = example_texts(rows, read_records(compositions), read_rows(problems/"problems.parquet", Problem), where), None, []
     try:
         for _, lo, hi, path in ctx.shards(len(rows), max(1, shard//n), "questions"):
-            llm = llm or load_engine({**engine, **({"model": str(model/"model")} if model else {})})
+            llm = llm or open_teacher(ctx, engine, "question", model)
             prompts = [question_prompt(c, examples, shots) for c in rows[lo:hi]]
             done = [question_row(rows[lo+c.prompt_index], prompts[c.prompt_index], c, teacher_name(engine), how, shots, keep_prompt) for c in generated(ctx, llm, prompts, how)]
             ctx.commit(path, to_table(done, Question))
@@ -425,7 +425,7 @@ def validate(ctx, questions:Path, engine:dict, model:Path=None, action:str="repl
     rows, how, llm = read_questions(questions), dict(n=1, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed), None
     try:
         for _, lo, hi, path in ctx.shards(len(rows), shard, "questions"):
-            llm = llm or load_engine({**engine, **({"model": str(model/"model")} if model else {})})
+            llm = llm or open_teacher(ctx, engine, "check", model)
             asked = [i for i in range(lo, hi) if rows[i].ok]
             done = generated(ctx, llm, [check_request(rows[i].problem, rows[i].solution) for i in asked], how) if asked else []
             said = {asked[c.prompt_index]: judged_row(rows[asked[c.prompt_index]], c, teacher_name(engine), action, share, seed) for c in done}
