@@ -67,6 +67,7 @@ def difficulty_rows(ctx, problems: Path, samples: Path):
     write_table(ctx.out / "labelled.parquet", out, HeadRow)
     (ctx.out / "counts.json").write_text(json.dumps(dict(problems=len(rows), labelled=len(out), mean=sum(r.label for r in out) / len(out))))
 
+# %% ../nbs/33a_heads.ipynb #f62f89e5
 def reward_rows(ctx, samples: Path, verdicts: Path = None, problems: Path = None, silent: bool = False):
     "Stage: labelled.parquet (HeadRow), the samples with their verdicts (from `verdicts`, else from their own folder); `silent`: also those without an answer; counts.json."
     verdict = {(s.problem_id, s.index): s.verdict for s in verdicts_in(verdicts or samples)}
@@ -159,6 +160,7 @@ def encode(rows, tok, chat: bool = False) -> list:
     rest = tok([r.text for r in rows], add_special_tokens=False)["input_ids"]
     return [list(a) + list(b) + end for a, b in zip(first, rest)]
 
+# %% ../nbs/33a_heads.ipynb #d4fa8a2b
 def longest(model, c) -> int:
     "Most tokens of a row: the setting, else what the model can read, at most 2,048."
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
@@ -215,6 +217,7 @@ def pair_trainer(model, tok, rows, ids, c, seed, folder, keep):
     trainer = RewardTrainer(model=model, args=args, train_dataset=data, processing_class=tok)
     return trainer, [ids[keep[a]] + ids[keep[b]] for a, b in pairs]
 
+# %% ../nbs/33a_heads.ipynb #9b591246
 def row_trainer(model, tok, rows, ids, c, seed, folder, keep, kind):
     "(transformers Trainer on single rows, token lists of the examples)."
     import torch
@@ -328,6 +331,7 @@ def score(ctx, head: Path, rows: Path, kind: str = None, dtype: str = "float32",
     table = read_scores(ctx.out)
     (ctx.out / "counts.json").write_text(json.dumps(dict(kind=kind, scored=len(table), cut=sum(s.cut for s in table), tokens=sum(s.tokens for s in table), seconds=round(time.perf_counter() - began, 3))))
 
+# %% ../nbs/33a_heads.ipynb #f1b01eaa
 def read_scores(folder: Path) -> list:
     "All `HeadScore` rows of a `score` stage, in order. Raises UserError when there are none."
     files = sorted(Path(folder).glob("scored-*.parquet"))
