@@ -38,7 +38,7 @@ def test_light_imports(code, co):
     (["run", "toy", "--profile", "cpuu"], "no profile 'cpuu' for toy; did you mean cpu?"),
     (["run", "toy", "-p", "kk=1"], "unknown parameter kk; did you mean k?"),
     (["run", "toy", "-p", "sft.epoch=1"], "did you mean sft.epochs?"),
-    (["run", "toy", "-p", "k=many"], "parameter k: expected integer (as 3), got text 'many'"),
+    (["run", "toy", "-p", "k=many"], "parameter k: expected integer (as 8), got text 'many'"),
     (["run", "toy", "-p", "k"], "expected name=value"),
     (["run", "toy", "-p", "k=true"], "expected integer"),
     (["papers", "toi"], "did you mean toy?")])
@@ -48,7 +48,7 @@ def test_bad_input_is_one_line(co, args, says):
 
 def test_bad_profile_names_the_line(co):
     (co / "params/toy/cpu.yaml").write_text("k: 3\nsft:\n  epochs: many\n")
-    assert "cpu.yaml, line 3: parameter sft.epochs: expected integer (as 3), got text 'many'" in error_of(mathrepro("run", "toy", "--profile", "cpu", cwd=co))
+    assert "cpu.yaml, line 3: parameter sft.epochs: expected integer (as 8), got text 'many'" in error_of(mathrepro("run", "toy", "--profile", "cpu", cwd=co))
 
 def test_gpu_profile_without_gpu(co):
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
