@@ -18,14 +18,15 @@ HEADS = dict(
                 "way, change what is needed, and no more, so that it has exactly one answer. A question without faults stays nearly as it is. Keep its subject, and do not tell the answer.",
     difficulty="Make this maths question somewhat harder: add one or two conditions or steps to it, ten to twenty words in all, so that more thought is needed to solve it. It must stay complete and have exactly one answer, and nobody "
                "should need a picture or an outside source. Do not tell the answer.",
+    both="Try to solve this maths question first. Mend whatever keeps it from having exactly one answer, and then make it somewhat harder: add one or two conditions or steps, ten to twenty words in all. Do not tell the answer.",
     judge="Can this maths question be solved as it stands? It can when it makes sense, states everything that is needed, does not contradict itself, and has exactly one answer; whether it is easy, useful or realistic plays no part. "
           "Work it out before you decide. If you cannot tell, say unknown.",
     rate="How hard is this maths question for somebody who knows the methods? 1: very easy, a single step. 2: easy. 3: medium. 4: hard. 5: very hard, many steps or an unusual idea. Do not solve it.")
-DIRECTIONS = ("solvability", "difficulty")
+DIRECTIONS = ("solvability", "difficulty", "both")   # "both" at once is the variant that the paper found too hard for its rewriter
 
 # %% ../nbs/26a_rewrites.ipynb #f67d2dd5
 _FORM = "Reply in this form and add nothing:\n\n"
-TAILS = dict(solvability=f"{_FORM}Rewritten question:\n...", difficulty=f"{_FORM}Rewritten question:\n...",
+TAILS = dict(solvability=f"{_FORM}Rewritten question:\n...", difficulty=f"{_FORM}Rewritten question:\n...", both=f"{_FORM}Rewritten question:\n...",
     judge=f"{_FORM}Reason: (one or two sentences)\n\nVerdict: (solvable, not solvable or unknown)", rate=f"{_FORM}Reason: (one sentence)\n\nDifficulty: (a number from 1 to 5)")
 
 def _request(kind:str, question:str)->str: return "\n\n".join([HEADS[kind], quote("Question", question), TAILS[kind]])
@@ -46,7 +47,7 @@ def rating_request(question:str)->str:
 
 # %% ../nbs/26a_rewrites.ipynb #a3269194
 def asked_rewrite(prompt:str)->tuple: # (kind, fields)
-    "What a prompt of this module asks for: kind 'solvability' | 'difficulty' (rewrites) | 'judge' | 'rate' with dict(question=…); ('', {}) for any other text."
+    "What a prompt of this module asks for: kind 'solvability' | 'difficulty' | 'both' (rewrites) | 'judge' | 'rate' with dict(question=…); ('', {}) for any other text."
     for kind, head in HEADS.items():
         if not prompt.startswith(head+"\n\n") or not prompt.endswith("\n\n"+TAILS[kind]): continue
         blocks, at = _blocks(prompt, len(head)+2)

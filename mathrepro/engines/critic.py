@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..config import UserError
 from .base import Completion, Usage, check_request, row_seed
 from .teacher import CLOSERS, ESSAY, FORMATS, OPENERS, REFUSALS, TRIES, block, ended, numbered, start_number
-from ..rewrites import asked_rewrite, read_judgement, read_rating, read_rewrite
+from ..rewrites import DIRECTIONS, asked_rewrite, read_judgement, read_rating, read_rewrite
 from ..world.knowledge import FRIENDS, ITEMS, KINDS, NAMES, POINTS, RANGES
 from ..world.problems import LOOKUP, SPLITS, NotOfThisWorld, Problem, Step, bucket, parse, skeleton, write_problem
 
@@ -287,14 +287,15 @@ def rewrite(t, question:str, kind:str, rng)->str:
     wrong = fault(question)
     if not any(s.role for s in sentences(question)[0]): raise NotOfThisWorld(question[:80])
     if rng.random() < t.unchanged: t.tally["unchanged"] += 1; return question
+    failed = t.failed_both if kind == "both" else t.failed
     if kind == "solvability": new = repaired(question, rng, t.split, t.numbers) if wrong else reworded(" ".join(question.split()), rng)
-    elif wrong and rng.random() >= t.mends: t.tally["not mended"] += 1; return padded(question, rng)
+    elif wrong and kind == "difficulty" and rng.random() >= t.mends: t.tally["not mended"] += 1; return padded(question, rng)
     else:
         whole = repaired(question, rng, t.split, t.numbers) if wrong else " ".join(question.split())
         longer = extended(parse(whole), rng, t.split, t.numbers)
         if not longer: t.tally["not extended"] += 1
         new = write_problem(longer, final_kind(longer)) if longer else reworded(whole, rng)
-    if rng.random() >= t.failed: return new
+    if rng.random() >= failed: return new
     t.tally["failed"] += 1
     return defective(new, rng).text
 
@@ -321,7 +322,7 @@ def rated(t, question:str, rng, same)->dict:
 
 # %% ../../nbs/34d_engines_critic.ipynb #3083b6ff
 TITLES = dict(question="Rewritten question", reason="Reason", verdict="Verdict", difficulty="Difficulty")
-READ = dict(solvability=read_rewrite, difficulty=read_rewrite, judge=read_judgement, rate=read_rating)
+READ = dict(solvability=read_rewrite, difficulty=read_rewrite, both=read_rewrite, judge=read_judgement, rate=read_rating)
 
 def shaped(value:dict, rng)->str:
     "A reply that says `value` (keys of `TITLES`) in one of the teacher's layouts."
@@ -350,7 +351,7 @@ def reply(t, request, rng, same)->str:
         if u < (rate := getattr(t, name)): t.tally[name] += 1; return say()
         u -= rate
     try:
-        if kind in ("solvability", "difficulty"): value = dict(question=rewrite(t, fields["question"], kind, rng))
+        if kind in DIRECTIONS: value = dict(question=rewrite(t, fields["question"], kind, rng))
         elif not any(s.role for s in sentences(fields["question"])[0]): raise NotOfThisWorld(fields["question"][:80])
         else: value = (judged if kind == "judge" else rated)(t, fields["question"], rng, same)
     except NotOfThisWorld: t.tally["not_of_this_world"] += 1; return "I'm sorry, I am unable to make sense of this question."
@@ -368,6 +369,7 @@ class WorldCritic:
     rating_noise: float = 0.5    # standard deviation of a difficulty rating, in steps
     unchanged: float = 0.05      # rewrites that return the text
     failed: float = 0.1          # rewrites that cannot be solved though they should
+    failed_both: float = 0.3     # the same where both directions are asked for at once
     mends: float = 0.5           # faulty questions that a rewrite for difficulty repairs on the way
     essay: float = 0.02          # replies that talk about something else
     refused: float = 0.01        # replies that decline
@@ -380,7 +382,7 @@ class WorldCritic:
         return criticise(self, prompts, n, temperature, max_new_tokens, check_request(prompts, n, temperature, top_p, top_k, max_new_tokens, stop), seed, progress)
 
 # %% ../../nbs/34d_engines_critic.ipynb #b0f032c4
-RATES = "false_accept false_reject unknown stubborn unchanged failed mends essay refused malformed".split()
+RATES = "false_accept false_reject unknown stubborn unchanged failed failed_both mends essay refused malformed".split()
 
 def check_habits(t):
     "UserError on the first impossible setting."
