@@ -371,8 +371,7 @@ class WorldCritic:
     failed: float = 0.1          # rewrites that cannot be solved though they should
     failed_both: float = 0.3     # the same where both directions are asked for at once
     mends: float = 0.5           # faulty questions that a rewrite for difficulty repairs on the way
-    essay: float = 0.02          # replies that talk about something else
-    refused: float = 0.01        # replies that decline
+    essay: float = 0.02; refused: float = 0.01   # replies that talk about something else; that decline
     malformed: float = 0.02      # replies that break off
     numbers: str = "small"; split: str = "train"; model: str = "world-critic"
     usage: Usage = field(default_factory=Usage, init=False); tally: Counter = field(default_factory=Counter, init=False)
