@@ -48,7 +48,7 @@ def test_bad_input_is_one_line(co, args, says):
 
 def test_bad_profile_names_the_line(co):
     (co / "params/toy/cpu.yaml").write_text("k: 3\nsft:\n  epochs: many\n")
-    assert "cpu.yaml, line 3: parameter sft.epochs: expected integer (as 8), got text 'many'" in error_of(mathrepro("run", "toy", "--profile", "cpu", cwd=co))
+    assert "cpu.yaml, line 3: parameter sft.epochs: expected integer (as 3), got text 'many'" in error_of(mathrepro("run", "toy", "--profile", "cpu", cwd=co))
 
 def test_gpu_profile_without_gpu(co):
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
