@@ -1,0 +1,118 @@
+"Plans through the command line: every paper and profile, fast, in one line when something is wrong; stage counts as the studies declare them."
+import json, subprocess, sys, time
+from pathlib import Path
+import pytest
+from mathrepro import plan as planning
+from mathrepro.config import paper_params, papers, profiles
+from mathrepro.plan import Phase, cost_table, money, plan, plan_of, predicted_vs_actual, seconds, total
+from toys import call, make_checkout, script
+
+ROOT = Path(__file__).resolve().parent.parent
+ALL = [(n, p) for n in sorted(papers()) if n in planning.MODELS for p in profiles(n)]
+
+def mathrepro(*args, cwd=ROOT): return call(script("mathrepro"), *args, cwd=cwd)
+
+def timed(*args, tries=3):
+    "The fastest of a few calls: the machine may be busy."
+    took = []
+    for _ in range(tries):
+        start = time.perf_counter(); r = mathrepro("plan", *args); took.append(time.perf_counter() - start)
+        assert r.returncode == 0 and not r.stderr, r.stderr
+        if took[-1] < 1: break
+    return r.stdout, min(took)
+
+@pytest.mark.parametrize("paper, profile", [*ALL, ("scalequest", "paper")])
+def test_every_paper_and_profile_under_a_second(paper, profile):
+    out, took = timed(paper, "--profile", profile)
+    assert out.startswith(f"{paper} at profile {profile} on ") and "\nAssumed:\n" in out and "total" in out
+    assert took < 1, f"{took:.2f} s"
+    assert ("GPU-hours" in out.splitlines()[0]) == (profile not in ("smoke", "cpu")), out.splitlines()[0]
+
+@pytest.mark.parametrize("gpu", planning.DEVICES)
+def test_every_gpu(gpu):
+    out, _ = timed("rft", "--profile", "paper", "--gpu", gpu)
+    assert planning.DEVICES[gpu].title in out.splitlines()[0] and ("dollars" in out.splitlines()[0]) == (gpu != "cpu")
+
+def test_imports_are_light():
+    r = call(sys.executable, "-c", "from mathrepro.cli import main; main(['plan', 'rft', '--profile', 'paper'])\nimport json, sys; print(json.dumps([m for m in ('torch', 'transformers', 'numpy', 'pandas', 'pyarrow', 'scipy') if m in sys.modules]))", cwd=ROOT)
+    assert r.returncode == 0 and json.loads(r.stdout.splitlines()[-1]) == [], r.stderr
+
+@pytest.mark.parametrize("args, says", [
+    (["rff"], "no paper 'rff'; did you mean rft?"), (["rft", "--profile", "cpuu"], "no profile 'cpuu' for rft; did you mean cpu?"),
+    (["rft", "--profile", "paper", "--gpu", "h101"], "no device 'h101' in the price list; did you mean h100?"), (["rft", "--profile", "cpu", "-p", "sft.epoch=1"], "did you mean sft.epochs?"),
+    (["rft", "--profile", "paper", "--price", "-1"], "price is -1.0; give dollars per GPU-hour"), (["rft", "--profile", "cpu", "-p", "k=many"], "parameter k: expected integer")])
+def test_bad_input_is_one_line(args, says):
+    r = mathrepro("plan", *args)
+    lines = r.stderr.splitlines()
+    assert r.returncode == 2 and len(lines) == 1 and lines[0].startswith("mathrepro: error: ") and says in lines[0], r.stderr
+
+def test_paper_without_a_model_says_so(tmp_path):
+    r = mathrepro("plan", "toy", "--profile", "cpu", cwd=make_checkout(tmp_path/"checkout"))
+    assert r.returncode == 0 and len(r.stdout.splitlines()) == 1 and "no cost model" in r.stdout
+
+def test_help_has_examples():
+    r = mathrepro("plan", "--help")
+    assert r.returncode == 0 and "examples:\n  mathrepro plan" in r.stdout and "--gpu" in r.stdout
+
+def hours(p): return total(p)["hours"]
+
+def test_more_of_anything_costs_more():
+    base = plan("rft", "paper")
+    for more in ("k=200", "sft.epochs=6", "seeds=[0, 1, 2, 3]", "vote.n=200"): assert hours(plan("rft", "paper", [more])) > hours(base), more
+    base = plan("mathscale", "cpu")
+    for more in ("size=600", "sizes=[64, 128, 2048]", "data.test.n=160", "surplus=3.0"): assert hours(plan("mathscale", "cpu", [more])) > hours(base), more
+    few, many = (plan_of("scalequest", {"rows": n, "questions": {"n": n}}, "paper") for n in (10_000, 20_000))
+    assert hours(few) < hours(many) < hours(plan_of("scalequest", {}, "paper")) and total(few)["money"] < total(many)["money"]
+    assert all(x["plan, GPU-h"] <= y["plan, GPU-h"] for x, y in zip(few.beside, many.beside))
+
+def test_faster_devices_take_less():
+    at = {g: hours(plan("scalequest", "paper", gpu=g)) for g in ("a100", "a100-80g", "h100", "h200")}
+    assert at["a100"] > at["a100-80g"] > at["h100"] > at["h200"] > 0
+    cheap = plan("rft", "paper", price=1.0)
+    assert abs(total(cheap)["money"] - total(cheap)["hours"]) < 1e-6
+
+def test_scalequest_table4():
+    rows = plan_of("scalequest", {}, "paper").beside
+    body, last = rows[:-1], rows[-1]
+    assert [round(sum(r["paper, GPU-h"] for r in body), 1), last["paper, GPU-h"]] == [522.9, 522.9] and len(body) == 8
+    assert abs(sum(r["plan, GPU-h"] for r in body) - last["plan, GPU-h"]) < 1e-9 and 0.5 < last["plan / paper"] < 2
+    order = lambda key: [r["row"] for r in sorted(body, key=lambda r: -r[key])[:3]]
+    assert set(order("plan, GPU-h")) == set(order("paper, GPU-h")) and order("plan, GPU-h")[0] == "Response generation"
+
+def test_rft_table4():
+    rows = {r["row"]: r for r in plan("rft", "paper").beside}
+    assert len(rows) == 15 and all(0.5 < rows[f"{what}, 7B"]["plan / paper"] < 2 for what in ("SFT", "sampling", "RFT-U33B"))
+
+def declared(paper, profile, home):
+    "Stages of a study by the first part of their names, declared as its notebook does and not run."
+    from importlib import import_module
+    from mathrepro.runs import Run, ancestors
+    m, p = import_module(f"mathrepro.papers.{paper}"), paper_params(paper, profile)
+    how = dict(sft=p["sft"], template=p["template"], style=p["answer_style"], max_new_tokens=p.get("max_new_tokens", p.get("sampling", {}).get("max_new_tokens")), engine=p["engine"])
+    run = Run("plan/test", home=home)
+    if paper == "rft":
+        study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, sampling=p["sampling"], k=p["k"], ks=p["ks"], few=p["side_seeds"])
+        m.declare_sft(study, p["fractions"]); m.declare_selections(study, p["pool"], p["rules"]); m.declare_arms(study); m.declare_ladder(study, p["ladder"]); m.declare_votes(study, p["vote"])
+    else:
+        keys = ("concepts", "compose", "reply", "clean", "size", "sizes", "surplus")
+        study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, teacher=p["teacher"], judge=p["judge"], few=p["side_seeds"], **{k: p[k] for k in keys})
+        m.declare_seeds(study); m.declare_data(study, p["dial"]); m.declare_sizes(study); m.declare_students(study)
+    return [s.name for s in ancestors(list(run.stages.values())).values()]
+
+@pytest.mark.parametrize("paper, profile", [(n, p) for n, p in ALL if n in ("rft", "mathscale")])
+def test_stage_counts_are_those_of_the_study(paper, profile, tmp_path):
+    names = declared(paper, profile, tmp_path)
+    ledger = [dict(name=n, tokens_in=0, tokens_out=0, wall_s=0.0, state="computed") for n in names]
+    rows = predicted_vs_actual(ledger, plan(paper, profile))
+    assert not [r for r in rows if r["stages, planned"] != r["stages"]] and rows[-1]["stages"] == len(names)
+
+def test_cost_table_of_a_run(tmp_path):
+    from mathrepro.runs import Run
+    from stages_for_tests import note
+    run = Run("toy/x", workers=0, progress="quiet", home=tmp_path)
+    a = run.stage("train/a", note, text="a")
+    run.stage("solve/a", note, text="b"); run.compute()
+    table = cost_table(run.ledger(), [Phase("training", "train", ("train",), 5)], price=3600.0)
+    wall = {r["name"]: r["wall_s"] for r in run.ledger()}
+    assert [r["phase"] for r in table] == ["training", "everything else", "total"] and a.path.exists()
+    assert abs(table[0]["dollars"] - wall["train/a"]) < 1e-9 and abs(table[2]["hours"]*3600 - sum(wall.values())) < 1e-9 and abs(sum(r["share"] for r in table[:2]) - 1) < 1e-9
