@@ -7,9 +7,10 @@ __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 
            'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds', 'money', 'parameters_of', 'weight',
            'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally', 'kept_of', 'rft_fits', 'rft', 'published',
            'rft_beside', 'beside_row', 'asking', 'mathscale_data', 'mathscale', 'mathscale_works',
-           'scalequest_settings', 'scalequest', 'short', 'scalequest_rows', 'scalequest_rest', 'scalequest_beside',
-           'CostPlan', 'plan_of', 'plan', 'short_number', 'text_table', 'total', 'work_rows', 'assumptions',
-           'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase', 'phases_of', 'cost_table']
+           'scalequest_settings', 'not_used', 'scalequest', 'short', 'scalequest_rows', 'scalequest_rest',
+           'scalequest_beside', 'CostPlan', 'plan_of', 'plan', 'short_number', 'text_table', 'total', 'work_rows',
+           'assumptions', 'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase', 'phases_of',
+           'cost_table']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
 import json, math, re
@@ -257,11 +258,16 @@ def scalequest_settings(p:dict)->dict:
     same = {k: v for k, v in p.items() if k in SCALEQUEST and isinstance(v, type(SCALEQUEST[k])) and v != {}}
     return overlay(SCALEQUEST, same)
 
+def not_used(p:dict)->list:
+    "Notes on parameters that have a name of `SCALEQUEST` and another kind of value: the plan keeps the paper's there."
+    odd = [k for k, v in p.items() if k in SCALEQUEST and not isinstance(v, type(SCALEQUEST[k]))]
+    return [f"{', '.join(odd)}: given in another form than the plan reads; the paper's own are taken"] if odd else []
+
 # %% ../nbs/63a_plan.ipynb #9dbeceff
 def scalequest(p:dict, notes:list)->list:
     "Work of one ScaleQuest data set and its students; the phases of the paper's Table 4 have its names."
     s, t = scalequest_settings(p), scalequest_settings(p)["tokens"]
-    notes += SCALEQUEST_NOTES
+    notes += [*not_used(p), *SCALEQUEST_NOTES]
     size, gens, gpus = lambda m: weight(m, notes), s["generators"], gpus_of(s["sft"])
     qft, pairs, each, made = s["qft"], s["qpo"]["pairs"]*len(gens), s["questions"]["n"], s["questions"]["n"]*len(gens)
     one = sum(map(size, gens))/len(gens)      # generators take equal shares
