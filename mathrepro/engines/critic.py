@@ -364,8 +364,7 @@ class WorldCritic:
     "Engine that answers the requests of `rewrites` from the world's knowledge; texts of another world are refused. Rates 0..1; UserError on others. `split` None lifts the guard that keeps rewrites from becoming test problems."
     false_accept: float = 0.1    # verdicts that pass a question with a fault
     false_reject: float = 0.05   # verdicts that fail a solvable one
-    unknown: float = 0.03        # verdicts 'unknown'
-    stubborn: float = 0.5        # share of the judge's luck that is the same for all samples of a question
+    unknown: float = 0.03; stubborn: float = 0.5  # verdicts 'unknown'; share of the judge's luck that is the same for all samples of a question
     rating_noise: float = 0.5    # standard deviation of a difficulty rating, in steps
     unchanged: float = 0.05      # rewrites that return the text
     failed: float = 0.1          # rewrites that cannot be solved though they should
