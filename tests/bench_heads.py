@@ -1,5 +1,5 @@
 """Reward and difficulty heads on the candidates of a small fine-tuned model of the world, each beside its baselines, and best-of-k beside the vote.
-    python tests/bench_heads.py [home folder]        about two minutes of one core; prints tables and seconds per stage"""
+    python tests/bench_heads.py [home folder]        two to four minutes of one core; prints tables and seconds per stage"""
 import json, sys, tempfile
 
 from mathrepro import arms, heads, select
