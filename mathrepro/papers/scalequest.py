@@ -146,12 +146,11 @@ def one(g:str)->str: "Name of the arm with one generator."; return f"only {g}"
 # %% ../../nbs/72_papers_scalequest.ipynb #438b738c
 def declare_data(study):
     "The data sets of the comparisons, one per arm and seed, all with `size` rows."
-    none = ("decontamination",)
     for s in study.seeds:
         make(study, FULL, s, study.size, how=("reward", "random", "majority"))
         make(study, "no QPO", s, study.size, kind="QFT")
-        make(study, "no filters", s, study.size, parts=none)
-        make(study, "no QPO, no filters", s, study.size, kind="QFT", parts=none)
+        make(study, "no filters", s, study.size, parts=FILTERS[-1:])
+        make(study, "no QPO, no filters", s, study.size, kind="QFT", parts=FILTERS[-1:])
         make(study, "no QFT (Magpie-style)", s, study.size, kind="no QFT")
         for g in study.generators: make(study, one(g), s, study.size, only=g)
         for f in FILTERS[:-1]: make(study, f"no {f} filter", s, study.size, parts=screening.without(f, FILTERS))
