@@ -38,7 +38,9 @@ _SENTENCE = re.compile(r"[^ ].*?[.?](?= |$)")
 def sentence(text:str)->Sentence:
     "Look up one sentence."
     pattern, names, friends, items, numbers = skeleton(text)
-    if pattern not in LOOKUP: return Sentence(text, "vague" if skeleton(re.sub(r"\bsome\b", "7", text))[0] in LOOKUP else "", "", 0, {}, names, friends, items)
+    if pattern not in LOOKUP or any(len(n) > 12 for n in numbers):   # numerals without end are nonsense
+        vague = pattern not in LOOKUP and skeleton(re.sub(r"\bsome\b", "7", text))[0] in LOOKUP
+        return Sentence(text, "vague" if vague else "", "", 0, {}, names, friends, items)
     role, key, i, order = LOOKUP[pattern]
     return Sentence(text, role, key, i, dict(zip(order, (float(n) if "." in n else int(n) for n in numbers))), names, friends, items)
 
@@ -54,7 +56,7 @@ def step_of(s:Sentence)->Step:
     return Step(s.key, s.index, s.numbers.get("a", int(re.sub(r"\D", "", POINTS[s.key].form.name) or 0)), s.numbers.get("b", 0))
 
 # %% ../../nbs/34d_engines_critic.ipynb #28c4441e
-FAULTS = ("not of this world", "cut off", "no number", "no opening", "no question", "no step", "two openings", "two questions", "order", "other names", "kinds", "division by zero", "uneven", "not positive")
+FAULTS = ("not of this world", "cut off", "no number", "no opening", "no question", "no step", "two openings", "two questions", "order", "other names", "kinds", "division by zero", "uneven", "too large", "not positive")
 
 def even(form:str, x, a, b)->bool:
     "Does a step of this form come out even, or in quarters as in the large range of numbers?"
@@ -68,7 +70,7 @@ def after(s:Step, x)->tuple: # (fault or "", value)
     if form.name.startswith(("div", "frac")) and 0 in (s.a, s.b if "frac" in form.name else 1): return "division by zero", 0
     if not even(form.name, x, s.a, s.b): return "uneven", 0
     values = [v for _, v in form.write(x, s.a, s.b, 0)]
-    return ("", values[-1]) if min(values) > 0 else ("not positive", values[-1])
+    return "too large" if max(values) > 1e12 else "" if min(values) > 0 else "not positive", values[-1]
 
 # %% ../../nbs/34d_engines_critic.ipynb #4aee8dde
 def outcome(p:Problem)->tuple: # (fault or "", value)
@@ -302,7 +304,7 @@ def rewrite(t, question:str, kind:str, rng)->str:
 # %% ../../nbs/34d_engines_critic.ipynb #eeff4965
 WHY = {"": "Everything that is needed is stated, and it fits together.", "not of this world": "One of the sentences makes no sense here.", "cut off": "The text breaks off.", "no number": "A number is missing.", "no opening": "It is not told how much there is at first.",
     "no question": "Nothing is asked.", "no step": "Nothing happens.", "two openings": "Two different amounts are told for the beginning.", "two questions": "Two things are asked at once.", "order": "The sentences are not in order.", "other names": "It is not clear who or what is meant.",
-    "kinds": "One quantity is taken for another.", "division by zero": "It divides by zero.", "uneven": "A result does not come out even.", "not positive": "More is taken away than there is."}
+    "kinds": "One quantity is taken for another.", "division by zero": "It divides by zero.", "uneven": "A result does not come out even.", "too large": "The numbers grow beyond all measure.", "not positive": "More is taken away than there is."}
 
 def chance(t, rng, same)->float:
     "A uniform number for an error: with probability `stubborn` the same for every sample of a question."
