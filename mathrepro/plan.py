@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 'REQUESTS', 'SCALEQUEST', 'SCALEQUEST_NOTES',
-           'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds', 'money', 'parameters_of', 'weight',
-           'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally', 'kept_of', 'rft_fits', 'rft', 'published',
-           'rft_beside', 'beside_row', 'asking', 'mathscale_data', 'mathscale', 'mathscale_works',
-           'scalequest_settings', 'not_used', 'scalequest', 'short', 'scalequest_rows', 'scalequest_rest',
-           'scalequest_beside', 'CostPlan', 'plan_of', 'plan', 'short_number', 'text_table', 'total', 'work_rows',
-           'assumptions', 'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase', 'phases_of',
-           'cost_table']
+           'UNTUNED', 'FILTERS', 'WRITERS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds',
+           'money', 'parameters_of', 'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally',
+           'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data',
+           'mathscale', 'mathscale_works', 'scalequest_settings', 'not_used', 'scalequest_set', 'short',
+           'scalequest_rows', 'scalequest_rest', 'scalequest_beside', 'scalequest_arms', 'scalequest_counts',
+           'scalequest_study', 'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
+           'scalequest_answers', 'scalequest', 'CostPlan', 'plan_of', 'plan', 'short_number', 'text_table', 'total',
+           'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase',
+           'phases_of', 'cost_table']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
 import json, math, re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .config import UserError, nearest, overlay
 
@@ -198,7 +200,7 @@ def beside_row(name:str, paper:float, plan:float)->dict: "A row beside the paper
 
 # %% ../nbs/63a_plan.ipynb #4f5e281f
 PRICES = {"gpt-4o-mini": (0.15, 0.60), "gpt-3.5-turbo-0613": (1.5, 2.0), "gpt-4-0613": (30.0, 60.0)}   # dollars per million tokens read and written, list prices when these models were new
-REQUESTS = {"world": {"concepts": (122, 17), "question": (180, 57), "check": (125, 8)}, "real": {"concepts": (350, 80), "question": (450, 260), "check": (450, 300)}}
+REQUESTS = {"world": {"concepts": (122, 17), "question": (180, 57), "check": (125, 8), "rewriting": (104, 32), "judging": (95, 14)}, "real": {"concepts": (350, 80), "question": (450, 260), "check": (450, 300), "rewriting": (515, 350), "judging": (415, 300)}}
 
 def asking(phase:str, prefix:str, engine:dict, what:str, requests:float, stages:int, world:bool, notes:list)->Work:
     "Work of requests to a teacher or judge: an API, the world's program, or a local model."
@@ -224,7 +226,7 @@ def mathscale(p:dict, notes:list)->list:
     asked = sum(math.ceil(r*p["surplus"]/k)*k for r, k, _, own in arms.values() if own)*seeds
     fits = {(p["base"], arm, s, r*e) for arm, (r, *_) in arms.items() for s in range(seeds)} | {(p["base"], "seeds", s, top*e) for s in range(seeds)} | {(p["base"], f"{r} rows", s, r*e) for r in p["sizes"][:-1] for s in range(side)}
     seeds_parts, checked = 1 + bool(more), math.ceil(p["size"]*p["surplus"])*seeds
-    if not world: notes.append("tokens of requests to the teacher and of its replies: " + ", ".join(f"{k} {x} and {y}" for k, (x, y) in REQUESTS["real"].items()) + "; ours, the paper prints none")
+    if not world: notes.append("tokens of requests to the teacher and of its replies: " + ", ".join("{} {} and {}".format(k, *REQUESTS["real"][k]) for k in ("concepts", "question", "check")) + "; ours, the paper prints none")
     return mathscale_works(p, notes, dict(parts=seeds_parts, problems=n + more, asked=asked, checked=checked, fits=fits, test=test, q=q, a=a, world=world, arms=arms, seeds=seeds, side=side))
 
 # %% ../nbs/63a_plan.ipynb #adb8ae2f
@@ -264,7 +266,7 @@ def not_used(p:dict)->list:
     return [f"{', '.join(odd)}: given in another form than the plan reads; the paper's own are taken"] if odd else []
 
 # %% ../nbs/63a_plan.ipynb #9dbeceff
-def scalequest(p:dict, notes:list)->list:
+def scalequest_set(p:dict, notes:list)->list:
     "Work of one ScaleQuest data set and its students; the phases of the paper's Table 4 have its names."
     s, t = scalequest_settings(p), scalequest_settings(p)["tokens"]
     notes += [*not_used(p), *SCALEQUEST_NOTES]
@@ -309,6 +311,92 @@ def scalequest_beside(works, d:Device)->list:
     t, of = published("scalequest")["table4"], {w.phase: seconds(w, d)/3600 for w in works}
     rows = [beside_row(x["phase"], x["gpu_hours"], of[x["phase"]]) for x in t["rows"] if x["gpu_hours"] and x["phase"] in of]
     return [*rows, beside_row("total", t["total_gpu_hours"], sum(r["plan, GPU-h"] for r in rows))]
+
+# %% ../nbs/63a_plan.ipynb #99460c88
+UNTUNED, FILTERS = 3, ("language", "solvability", "difficulty", "near-duplicates")    # as in the study: questions asked without QFT per question asked with it; the filters that an arm leaves out
+WRITERS = ("no QFT", "QFT", "QPO", "QPO, length", "QPO, random", "QPO, joint")
+
+def scalequest_arms(p:dict)->list:
+    "[(seed, kind of writer, generators, questions asked of each, rows, filtered)] of all data sets whose questions are made anew."
+    both, top, kinds = tuple(p["generators"]), max(p["sizes"]), {"all": "QPO", "no QPO": "QFT", "no filters": "QPO", "no QPO, no filters": "QFT", "no QFT": "no QFT"}
+    arms = {**{a: (k, both) for a, k in kinds.items()}, **{f"only {g}": ("QPO", (g,)) for g in both}, **{f"no {f} filter": ("QPO", both) for f in FILTERS}}
+    asked = lambda kind, gens, rows: math.ceil(rows*p["surplus"]*(UNTUNED if kind == "no QFT" else 1)/len(gens))
+    out = [(s, k, g, asked(k, g, p["size"]), p["size"], "no filters" not in a) for s in p["seeds"] for a, (k, g) in arms.items()]
+    return out + [(s, "QPO", both, asked("QPO", both, top), top, True) for s in p["side_seeds"] if top != p["size"]]
+
+# %% ../nbs/63a_plan.ipynb #9acc72f1
+def scalequest_counts(p:dict)->dict:
+    "What the works of a study are counted from: mixed sets of questions, samplings {(seed, kind, generator, n)}, questions answered per data set, trainings, gold problems."
+    arms, seeds, side, e, gens = scalequest_arms(p), p["seeds"], p["side_seeds"], p["sft"]["epochs"], tuple(dict.fromkeys(p["generators"]))
+    keep, size, top, first = SCALEQUEST["keep"]["solvability"] - .092, p["size"], max(p["sizes"]), p["generators"][0]
+    mixed = {a[:4] for a in arms}
+    draws = {(s, k, g, n) for s, k, gs, n in mixed for g in gs} | {(s, k, first, p["judged"]) for s in seeds for k in WRITERS}
+    fits = {(p["base"], i, rows*e) for i, (*_, rows, _) in enumerate(arms)}
+    fits |= {(p["base"], more, s, size*e) for more in ("random", "majority", "RFT-style", "seeds, as many steps") for s in seeds} | {(p["base"], f"{n} rows", s, n*e) for n in p["sizes"] if n != top for s in side}
+    return dict(gens=gens, first=first, seeds=len(seeds), arms=len(arms), mixed=mixed, draws=draws, fits=fits, questions=sum(n*len(gs) for _, _, gs, n in mixed), answered=sum(min(2*rows, n*(len(set(gs))*keep if f else len(gs))) for _, _, gs, n, rows, f in arms),
+                subsets=(len(p["sizes"]) - 1)*len(side), **{part: rows_of(p["data"], part) for part in ("train", "valid", "test")})
+
+# %% ../nbs/63a_plan.ipynb #dd2b246e
+def scalequest_study(p:dict, notes:list)->list:
+    "Work of a ScaleQuest study, all arms and seeds."
+    c, sft, world = scalequest_counts(p), p["sft"], p["data"]["dataset"] == "world"
+    c |= dict(world=world, answers=c["seeds"]*c["train"]*p["k"], fresh=c["seeds"]*c["valid"]*p["k"], test=c["test"]*(7 if world else 1))
+    (q, a), long = lengths(p["data"]["dataset"]), lengths("levels" if world else p["data"]["dataset"])
+    notes += ["a data set answers two questions per row wanted, if the filters leave so many: 51.3 % of the questions where all filters are used (ScaleQuest, Sec. 2.4); one generator named twice writes the same questions twice", "half of the problems have right and wrong answers, for the reward head to learn from: ours",
+              "tokens of requests to the critic and of its replies: " + ", ".join("{} {} and {}".format(k, *REQUESTS["world" if world else "real"][k]) for k in ("rewriting", "judging")) + ("; measured: the smoke profile" if world else "; ours, the paper prints none")]
+    bases = len({p["base"], *c["gens"]})
+    return [Work("problems and base models", "process", c["train"] + c["valid"] + c["test"], stages=3 + bases, prefix="data base"), *scalequest_writers(p, c, q, a, notes),
+            *scalequest_screening(p, c, q, notes), *scalequest_heads(p, c, q, a, notes), *scalequest_answers(p, c, q, a, notes),
+            *training("students", c["fits"], q + a, sft, notes), *answering("test answers", "solve", tally((b, c["test"], 1) for b, *_ in c["fits"]), *long, sft, notes)]
+
+# %% ../nbs/63a_plan.ipynb #e810f857
+def held_out(pairs:int, held:float)->float: "Pairs kept for measuring: a number, or a share below 1; at most a fifth."; return min(held if held >= 1 else held*pairs, pairs/5)
+
+def drawing(phase:str, prefix:str, draws, q:float, notes:list)->list:
+    "Work of sampling questions, one entry for each generator; the prefix is read once a stage."
+    return [Work(phase, "infer", sum(ns), 20*len(ns), sum(ns)*q, weight(g, notes), 2, len(ns), prefix, model=g) for g in dict.fromkeys(d[2] for d in sorted(draws)) if (ns := [d[3] for d in draws if d[2] == g])]
+
+def scalequest_writers(p:dict, c:dict, q:float, a:float, notes:list)->list:
+    "Solvers, question fine-tuning, rewrites, preference optimisation with its controls."
+    n, seeds, first, used = c["train"], c["seeds"], c["first"], p["pairs"] - held_out(p["pairs"], p["qpo"].get("held_out", 100))
+    solvers = training("solvers", {(g, s, n*p["sft"]["epochs"]) for g in c["gens"] for s in p["seeds"]}, q + a, p["sft"], notes)
+    fit = lambda phase, prefix, g, stages, rows, tokens, passes: Work(phase, "train", stages*rows, stages*rows*tokens, 0, weight(g, notes), passes, stages, prefix, model=g)
+    return [*(replace(w, prefix="solver") for w in solvers), *(fit("QFT", "qft", g, seeds, n*p["qft"].get("epochs", 1), q, 6) for g in c["gens"]),
+            *drawing("QPO: questions", "pool", [(s, "QFT", g, p["pairs"]) for s in p["seeds"] for g in c["gens"]], q, notes),
+            asking("QPO: rewrites", "pairs pairs-joint", p["critic"] or {"engine": "world-critic"}, "rewriting", p["pairs"]*seeds*(len(c["gens"]) + 1), seeds*(len(c["gens"]) + 1), c["world"], notes),
+            *(fit("QPO: training", "qpo qpo-length qpo-random qpo-joint", g, seeds*(4 if g == first else 1), used*p["qpo"].get("epochs", 1), 2*q, 8) for g in c["gens"])]
+
+# %% ../nbs/63a_plan.ipynb #58d86764
+def scalequest_screening(p:dict, c:dict, q:float, notes:list)->list:
+    "Questions of all arms and controls, and the chain of filters."
+    mixed, fresh = len(c["mixed"]), c["seeds"]*c["valid"]
+    return [*drawing("questions", "questions", c["draws"], q, notes), Work("mixing and filters", "process", c["questions"], stages=2*mixed + c["arms"], prefix="mixed difficulty screened"),
+            asking("solvability", "judged", p["critic"] or {"engine": "world-critic"}, "judging", c["questions"], mixed, c["world"], notes),
+            Work("difficulty scores", "score", c["questions"] + fresh, (c["questions"] + fresh)*q, 0, weight(p["base"], notes), 2, mixed + c["seeds"], "scored fresh-difficulty", model=p["base"])]
+
+def scalequest_heads(p:dict, c:dict, q:float, a:float, notes:list)->list:
+    "Answers to seed and fresh problems, and the two heads that learn from the former."
+    n, seeds, k, first, e = c["train"], c["seeds"], p["k"], c["first"], p["head"].get("epochs", 1)
+    pairs = n/2*min(p["head"].get("pairs", 4), k - 1)
+    return [*answering("answers to the problems", "tries fresh-tries", {first: (2*seeds, seeds*(n + c["valid"]), k)}, q, a, p["sft"], notes), Work("labels for the heads", "process", 2*c["answers"], stages=2*seeds, prefix="fail-rates reward-rows"),
+            Work("difficulty head", "train", seeds*n*e, seeds*n*e*q, 0, weight(p["base"], notes), 6, seeds, "difficulty-head", model=p["base"]),
+            Work("reward head", "train", seeds*pairs*e, seeds*pairs*e*2*(q + a), 0, weight(first, notes), 6, seeds, "reward-head", model=first)]
+
+def scalequest_answers(p:dict, c:dict, q:float, a:float, notes:list)->list:
+    "From kept questions to rows: responses, rewards, choice."
+    k, arms, seeds, chosen = p["k"], c["arms"], c["seeds"], c["arms"] + 3*c["seeds"]
+    scored = c["answered"]*k + c["answers"] + c["fresh"]
+    return [*answering("responses", "responses", {c["first"]: (arms, c["answered"], k)}, q, a, p["sft"], notes),
+            Work("rewards", "score", scored, scored*(q + a), 0, weight(c["first"], notes), 2, arms + 2*seeds, "rewards fresh-rewards", model=c["first"]),
+            Work("choice of answers", "process", c["answered"]*k*chosen/arms, stages=chosen + (arms if c["world"] else 0), prefix="truth chosen"), Work("rows", "process", stages=1 + chosen + c["subsets"], prefix="rows subset")]
+
+# %% ../nbs/63a_plan.ipynb #80fcf563
+def scalequest(p:dict, notes:list)->list:
+    "Work of a ScaleQuest study; at profile `paper`, and without a study's parameters, of the paper's one data set."
+    if "judged" not in p: return scalequest_set(p, notes)
+    if p.get("profile") != "paper": return scalequest_study(p, notes)
+    notes.append("planned is the paper's data set and its students once, as its Table 4 counts them, not the arms and seeds of the study: pairs, k, size, sizes, surplus, judged, seeds and data change nothing here")
+    return scalequest_set({k: v for k, v in p.items() if k != "seeds"}, notes)
 
 # %% ../nbs/63a_plan.ipynb #c0c67cf2
 MODELS = {"rft": (rft, rft_beside, "Table 4 of RFT", "a100-80g"), "mathscale": (mathscale, None, "", "a100-80g"), "scalequest": (scalequest, scalequest_beside, "Table 4 of ScaleQuest", "a100")}

@@ -21,7 +21,7 @@ def timed(*args, tries=3):
         if took[-1] < 1: break
     return r.stdout, min(took)
 
-@pytest.mark.parametrize("paper, profile", [*ALL, ("scalequest", "paper")])
+@pytest.mark.parametrize("paper, profile", ALL)
 def test_every_paper_and_profile_under_a_second(paper, profile):
     out, took = timed(paper, "--profile", profile)
     assert out.startswith(f"{paper} at profile {profile} on ") and "\nAssumed:\n" in out and "total" in out
@@ -61,6 +61,8 @@ def test_more_of_anything_costs_more():
     for more in ("k=200", "sft.epochs=6", "seeds=[0, 1, 2, 3]", "vote.n=200"): assert hours(plan("rft", "paper", [more])) > hours(base), more
     base = plan("mathscale", "cpu")
     for more in ("size=600", "sizes=[64, 128, 2048]", "data.test.n=160", "surplus=3.0"): assert hours(plan("mathscale", "cpu", [more])) > hours(base), more
+    base = plan("scalequest", "cpu")
+    for more in ("size=512", "k=8", "pairs=400", "judged=800", "surplus=9.0", "seeds=[0, 1, 2, 3]", "sizes=[32, 512]", "data.test.n=160", "sft.epochs=4"): assert hours(plan("scalequest", "cpu", [more])) > hours(base), more
     few, many = (plan_of("scalequest", {"rows": n, "questions": {"n": n}}, "paper") for n in (10_000, 20_000))
     assert hours(few) < hours(many) < hours(plan_of("scalequest", {}, "paper")) and total(few)["money"] < total(many)["money"]
     assert all(x["plan, GPU-h"] <= y["plan, GPU-h"] for x, y in zip(few.beside, many.beside))
@@ -83,28 +85,49 @@ def test_rft_table4():
     rows = {r["row"]: r for r in plan("rft", "paper").beside}
     assert len(rows) == 15 and all(0.5 < rows[f"{what}, 7B"]["plan / paper"] < 2 for what in ("SFT", "sampling", "RFT-U33B"))
 
-def declared(paper, profile, home):
-    "Stages of a study by the first part of their names, declared as its notebook does and not run."
+def declared(paper, profile, home, overrides=()):
+    "All stages of a study, declared as its notebook does and not run."
     from importlib import import_module
     from mathrepro.runs import Run, ancestors
-    m, p = import_module(f"mathrepro.papers.{paper}"), paper_params(paper, profile)
+    m, p = import_module(f"mathrepro.papers.{paper}"), paper_params(paper, profile, tuple(overrides))
     how = dict(sft=p["sft"], template=p["template"], style=p["answer_style"], max_new_tokens=p.get("max_new_tokens", p.get("sampling", {}).get("max_new_tokens")), engine=p["engine"])
     run = Run("plan/test", home=home)
     if paper == "rft":
         study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, sampling=p["sampling"], k=p["k"], ks=p["ks"], few=p["side_seeds"])
         m.declare_sft(study, p["fractions"]); m.declare_selections(study, p["pool"], p["rules"]); m.declare_arms(study); m.declare_ladder(study, p["ladder"]); m.declare_votes(study, p["vote"])
+    elif paper == "scalequest":
+        keys = ("generators", "prefix", "qft", "qpo", "draw", "screen", "reply", "head", "pairs", "k", "size", "sizes", "surplus")
+        study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, critic=p["critic"] or {"engine": "world-critic"}, few=p["side_seeds"], **{k: p[k] for k in keys})
+        m.declare_seeds(study); m.declare_data(study); m.declare_sizes(study); m.declare_controls(study, p["judged"]); m.declare_students(study)
     else:
         keys = ("concepts", "compose", "reply", "clean", "size", "sizes", "surplus")
         study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, teacher=p["teacher"], judge=p["judge"], few=p["side_seeds"], **{k: p[k] for k in keys})
         m.declare_seeds(study); m.declare_data(study, p["dial"]); m.declare_sizes(study); m.declare_students(study)
-    return [s.name for s in ancestors(list(run.stages.values())).values()]
+    return list(ancestors(list(run.stages.values())).values())
 
-@pytest.mark.parametrize("paper, profile", [(n, p) for n, p in ALL if n in ("rft", "mathscale")])
-def test_stage_counts_are_those_of_the_study(paper, profile, tmp_path):
-    names = declared(paper, profile, tmp_path)
+OTHERS = [("scalequest", "smoke", ("seeds=[0, 1, 2]", "side_seeds=[0, 1]", "sizes=[2, 4, 16]")), ("scalequest", "smoke", ("generators=['world:xs', 'world:xs']",)),
+          ("scalequest", "smoke", ("judged=36", "size=3")), ("scalequest", "cpu", ("sizes=[256]",))]
+
+@pytest.mark.parametrize("paper, profile, overrides", [*((n, p, ()) for n, p in ALL if (n, p) != ("scalequest", "paper")), *OTHERS])
+def test_stage_counts_are_those_of_the_study(paper, profile, overrides, tmp_path):
+    names = [s.name for s in declared(paper, profile, tmp_path, overrides)]
     ledger = [dict(name=n, tokens_in=0, tokens_out=0, wall_s=0.0, state="computed") for n in names]
-    rows = predicted_vs_actual(ledger, plan(paper, profile))
+    rows = predicted_vs_actual(ledger, plan(paper, profile, overrides))
     assert not [r for r in rows if r["stages, planned"] != r["stages"]] and rows[-1]["stages"] == len(names)
+
+@pytest.mark.parametrize("profile", ("smoke", "cpu", "gpu"))
+def test_scalequest_samples_are_those_of_the_study(profile, tmp_path):
+    from mathrepro.papers import scalequest
+    stages, made = declared("scalequest", profile, tmp_path), {}
+    for w in plan("scalequest", profile).works: made[w.prefix] = made.get(w.prefix, 0) + w.samples
+    drawn = lambda first: sum(s.params["n"] for s in stages if s.name.startswith(first + "/"))
+    assert (made["questions"], made["pool"]) == (drawn("questions"), drawn("pool"))
+    assert planning.UNTUNED == scalequest.UNTUNED and planning.FILTERS == scalequest.FILTERS[:-1]
+
+def test_scalequest_paper_plans_one_data_set():
+    ours, theirs = plan("scalequest", "paper"), plan_of("scalequest", {}, "paper")
+    assert any("not the arms and seeds of the study" in n for n in ours.notes) and len(ours.works) == len(theirs.works) and len(ours.beside) == 9
+    assert [r["row"] for r in ours.beside] == [r["row"] for r in theirs.beside] and abs(hours(ours)/hours(theirs) - 1) < .01
 
 def test_cost_table_of_a_run(tmp_path):
     from mathrepro.runs import Run
