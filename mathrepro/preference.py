@@ -375,7 +375,7 @@ def qpo(ctx, base:Path, pairs:Path, prefix:str="chat", settings:dict=None, seed:
     trainer = dpo_trainer(ctx, (model, reference), tok, head, arm, c, seed)
     done = run_trainer(trainer, ctx)
     save_trained(ctx, trainer, base/"model", c)
-    rows = held_rows(held, before, pair_logprobs(trainer.accelerator.unwrap_model(trainer.model), held, len(head.ids)))
+    rows = held_rows(held, before, pair_logprobs(starting_model(ctx.out/"model", c)[0], held, len(head.ids)))      # as it was saved
     ctx.count(tokens_in=done["tokens"], flops=8*size*done["tokens"])
     write_table(ctx.out/"heldout.parquet", rows, HeldPair)
     write_json(ctx.out/"metrics.json", **reward_metrics(rows, c.beta))
