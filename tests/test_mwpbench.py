@@ -136,7 +136,7 @@ def test_a_level_too_narrow_is_one_line(tmp_path):
 # --- the published record
 
 def test_the_audits_fit_the_claims_and_say_what_is_missing(tmp_path, monkeypatch):
-    from mathrepro.papers import mathscale
+    from mathrepro.papers import mathscale_audit as mathscale
     monkeypatch.setenv("MATHREPRO_DATA", str(tmp_path)); monkeypatch.setenv("HF_HUB_OFFLINE", "1"); monkeypatch.setenv("HF_HOME", str(tmp_path))
     said = []
     evidence = mathscale.audits("smoke", said.append)

@@ -49,7 +49,7 @@ def check_settings(study):
     "UserError on settings that cannot make a study."
     if not study.seeds: raise UserError("seeds is empty; give at least one, three or more for verdicts")
     if not study.few or not set(study.few) <= set(study.seeds): raise UserError(f"side_seeds must name one to {len(study.seeds)} of the seeds")
-    if len(study.generators) != 2: raise UserError(f"generators names {len(study.generators)} base models; the study mixes two")
+    if len(set(study.generators)) != 2: raise UserError(f"generators names {len(set(study.generators))} different base models; the study mixes two")
     if not study.sizes or sorted(set(study.sizes)) != list(study.sizes) or study.sizes[0] < 1: raise UserError(f"sizes must rise, got {study.sizes}")
     if study.k < 2: raise UserError(f"k is {study.k}; a choice needs at least 2 responses")
     if study.surplus < 1: raise UserError(f"surplus is {study.surplus}; at least as many questions as rows are needed (1.0 or more)")
