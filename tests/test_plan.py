@@ -62,7 +62,7 @@ def test_more_of_anything_costs_more():
     base = plan("mathscale", "cpu")
     for more in ("size=600", "sizes=[64, 128, 2048]", "data.test.n=160", "surplus=3.0"): assert hours(plan("mathscale", "cpu", [more])) > hours(base), more
     base = plan("scalequest", "cpu")
-    for more in ("size=512", "k=8", "pairs=400", "judged=800", "surplus=9.0", "seeds=[0, 1, 2, 3]", "sizes=[32, 512]", "data.test.n=160", "sft.epochs=4"): assert hours(plan("scalequest", "cpu", [more])) > hours(base), more
+    for more in ("size=512", "k=8", "pairs=400", "judged=800", "surplus=20.0", "seeds=[0, 1, 2, 3]", "sizes=[32, 512]", "data.test.n=160", "sft.epochs=4"): assert hours(plan("scalequest", "cpu", [more])) > hours(base), more
     few, many = (plan_of("scalequest", {"rows": n, "questions": {"n": n}}, "paper") for n in (10_000, 20_000))
     assert hours(few) < hours(many) < hours(plan_of("scalequest", {}, "paper")) and total(few)["money"] < total(many)["money"]
     assert all(x["plan, GPU-h"] <= y["plan, GPU-h"] for x, y in zip(few.beside, many.beside))
