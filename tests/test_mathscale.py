@@ -28,7 +28,7 @@ def test_smoke_gives_every_claim_a_verdict(results):
     assert got["decontamination"] == "supported" and got["audit-micro"] == "contradicted" and got["audit-icml-gain"] == "supported"
 
 def test_smoke_compares_equal_rows(results):
-    assert {"concepts", "communities", "funnel", "truth", "coverage", "arms", "comparisons", "scaling", "levels", "dial", "averages", "checker"} <= set(results)
+    assert {"concepts", "communities", "funnel", "truth", "coverage", "diversity", "arms", "comparisons", "scaling", "levels", "dial", "averages", "checker"} <= set(results)
     arms = {r["arm"]: r for r in results["arms"]["rows"]}
     assert {r["rows"] for a, r in arms.items() if a not in ("32 rows", "seeds, as many steps")} == {24} and arms["seeds, as many steps"]["steps"] == arms["32 rows"]["steps"]
     truth = {r["arm"]: r for r in results["truth"]["rows"]}

@@ -6,9 +6,9 @@
 __all__ = ['HALVES', 'HARD', 'Study', 'size_arm', 'check_settings', 'declare_seeds', 'make', 'declare_data', 'declare_sizes',
            'declare_students', 'accuracy', 'main_arms', 'arms_table', 'comparisons', 'levels_table', 'scaling_table',
            'dial_table', 'concepts_table', 'funnel_table', 'truth_of', 'percent', 'truth_table', 'unseen_pairs',
-           'covered', 'coverage_table', 'decontamination', 'verdicts', 'concept_graph', 'graph_figure',
-           'draw_neighbourhood', 'communities_table', 'yield_curves', 'one_lineage', 'averages_table', 'overlap_matrix',
-           'checker_table', 'reported']
+           'covered', 'coverage_table', 'diversity_table', 'decontamination', 'verdicts', 'concept_graph',
+           'graph_figure', 'draw_neighbourhood', 'communities_table', 'yield_curves', 'one_lineage', 'averages_table',
+           'overlap_matrix', 'checker_table', 'reported']
 
 # %% ../../nbs/71_papers_mathscale.ipynb #d4484969
 import math
@@ -225,6 +225,16 @@ def coverage_table(study)->list:
     new = np.array([p not in seen for p in pairs])
     part = lambda a, mask: base.interval(got[a][:, mask]) if mask.any() else None
     return [{"compositions": a, "pairs of unseen problems, %": part(a, new | True), "of these, not in any seed, %": part(a, new)} for a in arms_]
+
+# %% ../../nbs/71_papers_mathscale.ipynb #bc5911fa
+def diversity_table(study)->list:
+    "How varied the kept questions of an arm are (means over seeds, equal rows): shares of distinct word n-grams, different sets and pairs of knowledge points."
+    out = []
+    for arm in [a for a in main_arms(study) if (a, study.seeds[0]) in study.made and study.rows[a, study.seeds[0]].json("counts.json")["kept"] == study.size]:
+        found = [traces.diversity([q for q in read_rows(study.rows[arm, s].path/"questions.parquet", questions.CleanedQuestion) if q.kept]) for s in study.seeds if (arm, s) in study.made]
+        mean = lambda key: sum(d[key] for d in found)/len(found)
+        out.append({"arm": arm, **{f"distinct {n}-grams, %": 100*mean(f"distinct_{n}") for n in (1, 2, 3)}, "sets of points": mean("point_sets"), "pairs of points": mean("pairs"), "points per question": mean("mean_points")})
+    return out
 
 # %% ../../nbs/71_papers_mathscale.ipynb #0cb0ce67
 def decontamination(study)->list:
