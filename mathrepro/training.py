@@ -27,7 +27,10 @@ class SFTConfig:
     batch_size: int = 128
     learning_rate: float = 2e-5
     warmup_ratio: float = 0.03
-    schedule: str = "cosine"              # cosine | linear | constant
+    schedule: str = "cosine"              # cosine | linear | constant | wsd: warm-up, stable, then linear decay
+    decay_ratio: float = 0.15             # wsd: share of the steps that decay, and the share of the rate they end at
+    final_ratio: float = 0.1
+    shuffle: bool = True                  # False: rows in the order given, in every epoch
     weight_decay: float = 0.0
     max_length: int = 512                 # tokens of prompt + response + EOS; longer rows are cut
     packing: bool = True                  # several rows per line where a line runs through transformers; see "Micro-batches"
@@ -44,7 +47,8 @@ class SFTConfig:
 # %% ../nbs/31_training.ipynb #6875d026
 def check_config(c: SFTConfig) -> SFTConfig:
     "The same settings, or a UserError that names the first impossible one."
-    if c.schedule not in ("cosine", "linear", "constant"): raise UserError(f"sft.schedule {c.schedule!r} is unknown; choose cosine, linear or constant")
+    if c.schedule not in ("cosine", "linear", "constant", "wsd"): raise UserError(f"sft.schedule {c.schedule!r} is unknown; choose cosine, linear, constant or wsd")
+    if not (0 < c.decay_ratio <= 1 and 0 <= c.final_ratio <= 1): raise UserError(f"sft.decay_ratio {c.decay_ratio} must be in (0, 1] and sft.final_ratio {c.final_ratio} in [0, 1]")
     if c.dtype not in ("float32", "bfloat16"): raise UserError(f"sft.dtype {c.dtype!r} is unknown; choose float32 or bfloat16")
     for name in ("batch_size", "max_length") + (("max_steps",) if c.max_steps is not None else ("epochs",)):
         if getattr(c, name) < 1: raise UserError(f"sft.{name} is {getattr(c, name)}; it must be at least 1")
@@ -92,13 +96,15 @@ def step_rows(rows: int, step: int, c: SFTConfig) -> np.ndarray:
     "Indices of the rows of optimiser step `step` (from 0)."
     per_epoch = math.ceil(rows / c.batch_size)
     epoch, at = divmod(step, per_epoch)
-    return np.random.default_rng([c.seed, epoch]).permutation(rows)[at * c.batch_size:(at + 1) * c.batch_size]
+    order = np.random.default_rng([c.seed, epoch]).permutation(rows) if c.shuffle else np.arange(rows)
+    return order[at * c.batch_size:(at + 1) * c.batch_size]
 
 def lr_at(step: int, total: int, c: SFTConfig) -> float:
     "Learning rate of step `step` (from 0) of `total`: linear warm-up over `warmup_ratio` of the steps, then the schedule, as transformers' schedulers have it."
     warm = math.ceil(c.warmup_ratio * total)
     if step < warm: return c.learning_rate * step / warm
-    done = (step - warm) / max(1, total - warm)
+    done, decay = (step - warm) / max(1, total - warm), max(1, round(c.decay_ratio * total))
+    if c.schedule == "wsd": return c.learning_rate * (1 - (1 - c.final_ratio) * max(0, step - total + decay) / decay)
     return c.learning_rate * {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[c.schedule]
 
 # %% ../nbs/31_training.ipynb #a63f7c6f
