@@ -55,7 +55,7 @@ def check_request(prompts, n, temperature, top_p, top_k, max_new_tokens, stop):
 # %% ../../nbs/32_engines_base.ipynb #1a7306eb
 ENGINES = {"transformers": "mathrepro.engines.hf:TransformersEngine", "vllm": "mathrepro.engines.vllm:VLLMEngine",
            "endpoint": "mathrepro.engines.endpoint:EndpointEngine", "world-teacher": "mathrepro.engines.teacher:WorldTeacher",
-           "world-critic": "mathrepro.engines.critic:WorldCritic"}
+           "world-critic": "mathrepro.engines.critic:WorldCritic", "world-author": "mathrepro.engines.author:WorldAuthor"}
 
 def register_engine(name: str, target: str):
     "Make `load_engine` know engine `name`; `target` is 'module:Class'."
