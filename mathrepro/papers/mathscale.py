@@ -46,8 +46,8 @@ def check_settings(study):
     if not study.few or not set(study.few) <= set(study.seeds): raise UserError(f"side_seeds must name one to {len(study.seeds)} of the seeds")
     if not study.sizes or sorted(set(study.sizes)) != list(study.sizes) or study.sizes[0] < 1: raise UserError(f"sizes must rise, got {study.sizes}")
     if study.surplus < 1: raise UserError(f"surplus is {study.surplus}; at least as many questions as rows are needed (1.0 or more)")
-    for name in ("teacher", "judge"):
-        if "engine" not in getattr(study, name): raise UserError(f"{name}.engine is missing; give world-teacher, endpoint, vllm or transformers")
+    for name in ("teacher", "judge"): base.check_engine(name, getattr(study, name))
+    base.check_engine("engine", study.how["engine"])
 
 def declare_seeds(study):
     "Stages: seed problems and their concepts (and those of the narrow seeds), unseen problems, the test set."
