@@ -47,6 +47,7 @@ def brief(drawn)->tuple:
     p = p._replace(distractor=(), style=p.style & 13, steps=tuple(s._replace(variant=least(s)) for s in p.steps))
     return p, *solve(p)
 
+# %% ../../nbs/24a_world_texts.ipynb #cc7737f0
 def asked_and_answered(drawn, rng:Random)->str:
     "A question and a short answer."
     p, equations, kinds = drawn
@@ -175,6 +176,7 @@ def text_files(source)->list:
     if found[0].suffix.lower() not in SUFFIXES: raise UserError(f"{source}: texts are read from {', '.join(SUFFIXES)} files, not {path.suffix or 'a file without suffix'}; rename or convert it")
     return found
 
+# %% ../../nbs/24a_world_texts.ipynb #bce94c6e
 def _plain_text(path)->str:
     "The text of a file. Raises UserError naming the line that is not UTF-8."
     try:
@@ -185,7 +187,7 @@ def _plain_text(path)->str:
             except UnicodeDecodeError as e: raise UserError(f"{path}, line {i}: not UTF-8 text ({e.reason}); convert the file") from e
         raise UserError(f"{path}: not UTF-8 text; convert the file")
 
-# %% ../../nbs/24a_world_texts.ipynb #bce94c6e
+# %% ../../nbs/24a_world_texts.ipynb #d6e8b903
 def _parts(row:dict, columns, where)->list:
     "The texts of a row. Raises UserError naming the place."
     for c in columns:
@@ -193,6 +195,7 @@ def _parts(row:dict, columns, where)->list:
         if not isinstance(row[c], str): raise UserError(f"{where}: {c} is {'empty' if row[c] is None else 'a '+type(row[c]).__name__}, not a text; repair or drop the row, or set malformed to skip")
     return [row[c] for c in columns]
 
+# %% ../../nbs/24a_world_texts.ipynb #759190ba
 def _rows(path, columns):
     "Yields (place, parts or the UserError) of one file."
     suffix = path.suffix.lower()
@@ -219,6 +222,7 @@ def pieces(parts, kind:str, characters:int=None, ends:str="sentence"):
         done = [shortened(s, characters or how.characters, ends) for s in (parts if piece is None else [piece])]
         yield "\n\n".join(s for s, _ in done if s).encode("utf-8", "replace").decode(), any(c for _, c in done)
 
+# %% ../../nbs/24a_world_texts.ipynb #7d99926a
 def file_texts(source, counts:Counter, kind:str="web", text="text", characters:int=None, ends:str="sentence", malformed:str="stop"):
     "Yields the different texts of a file or folder as `SourceText`, counting what happens. Raises UserError naming file and line of a malformed row."
     columns, seen = [text] if isinstance(text, str) else list(text), set()
