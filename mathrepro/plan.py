@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 'REQUESTS', 'SCALEQUEST', 'SCALEQUEST_NOTES',
-           'UNTUNED', 'FILTERS', 'WRITERS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds',
-           'money', 'parameters_of', 'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally',
-           'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data',
-           'mathscale', 'mathscale_works', 'scalequest_settings', 'not_used', 'scalequest_set', 'short',
-           'scalequest_rows', 'scalequest_rest', 'scalequest_beside', 'scalequest_arms', 'scalequest_counts',
-           'scalequest_study', 'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
-           'scalequest_answers', 'scalequest', 'CostPlan', 'plan_of', 'plan', 'short_number', 'text_table', 'total',
-           'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase',
-           'phases_of', 'cost_table']
+           'UNTUNED', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_ARMS', 'JIUZHANG_TOKENS',
+           'ON_TOOLS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds', 'money', 'parameters_of',
+           'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally', 'kept_of', 'rft_fits', 'rft',
+           'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data', 'mathscale', 'mathscale_works',
+           'scalequest_settings', 'laid_over', 'not_used', 'scalequest_set', 'short', 'scalequest_rows',
+           'scalequest_rest', 'scalequest_beside', 'scalequest_arms', 'scalequest_counts', 'scalequest_study',
+           'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
+           'scalequest_answers', 'scalequest', 'jiuzhang', 'jiuzhang_set', 'jiuzhang_students', 'jiuzhang_beside',
+           'jiuzhang_counts', 'jiuzhang_study', 'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'short_number',
+           'text_table', 'total', 'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums',
+           'predicted_vs_actual', 'Phase', 'phases_of', 'cost_table']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
 import json, math, re
@@ -85,7 +87,7 @@ def money(w:Work, d:Device, price:float=None)->"float | None":
     return None if rate is None or w.type == "process" else seconds(w, d)/3600*rate
 
 # %% ../nbs/63a_plan.ipynb #41895b4b
-KNOWN = {"smollm2-135m": 134.5e6, "llama-7b": 6.7e9, "llama-13b": 13.0e9, "llama-30b": 32.5e9, "llama-33b": 32.5e9, "llama-65b": 65.2e9, "llama-2-7b": 6.7e9, "llama-2-13b": 13.0e9, "mistral-7b": 7.2e9, "llama-3-8b": 8.0e9, "qwen2-math-7b": 7.6e9, "deepseek-math-7b": 6.9e9, "internlm2-7b": 7.7e9}
+KNOWN = {"mixtral-8x7b": 12.9e9, "smollm2-135m": 134.5e6, "llama-7b": 6.7e9, "llama-13b": 13.0e9, "llama-30b": 32.5e9, "llama-33b": 32.5e9, "llama-65b": 65.2e9, "llama-2-7b": 6.7e9, "llama-2-13b": 13.0e9, "mistral-7b": 7.2e9, "llama-3-8b": 8.0e9, "qwen2-math-7b": 7.6e9, "deepseek-math-7b": 6.9e9, "internlm2-7b": 7.7e9}
 
 def parameters_of(model:str)->"float | None":
     "Parameters of a model by its name; None where the name does not tell."
@@ -196,10 +198,10 @@ def rft_beside(works, d:Device)->list:
         yield f"RFT-U33B, {m}", t["rft_u33b_gpu_h"][i], Work("", "train", tokens_in=110000*3*(q + a), parameters=size[i], passes=6, gpus=gpus)
     return [beside_row(name, paper, seconds(w, d)/3600) for i, (m, gpus) in enumerate(zip(t["columns"], (8, 8, 8, 8, 16, 32, 32))) if m not in ("7B-2", "13B-2") for name, paper, w in rows(i, m, gpus)]
 
-def beside_row(name:str, paper:float, plan:float)->dict: "A row beside the paper's."; return {"row": name, "paper, GPU-h": paper, "plan, GPU-h": plan, "plan / paper": plan/paper if paper else None}
+def beside_row(name:str, paper:float, plan:float, unit:str="GPU-h")->dict: "A row beside the paper's."; return {"row": name, f"paper, {unit}": paper, f"plan, {unit}": plan, "plan / paper": plan/paper if paper else None}
 
 # %% ../nbs/63a_plan.ipynb #4f5e281f
-PRICES = {"gpt-4o-mini": (0.15, 0.60), "gpt-3.5-turbo-0613": (1.5, 2.0), "gpt-4-0613": (30.0, 60.0)}   # dollars per million tokens read and written, list prices when these models were new
+PRICES = {"gpt-4o": (5.0, 15.0), "gpt-4o-mini": (0.15, 0.60), "gpt-3.5-turbo-0613": (1.5, 2.0), "gpt-4-0613": (30.0, 60.0)}   # dollars per million tokens read and written, list prices when these models were new
 REQUESTS = {"world": {"concepts": (122, 17), "question": (180, 57), "check": (125, 8), "rewriting": (104, 32), "judging": (95, 14)}, "real": {"concepts": (350, 80), "question": (450, 260), "check": (450, 300), "rewriting": (515, 350), "judging": (415, 300)}}
 
 def asking(phase:str, prefix:str, engine:dict, what:str, requests:float, stages:int, world:bool, notes:list)->Work:
@@ -257,12 +259,16 @@ SCALEQUEST_NOTES = (
 
 def scalequest_settings(p:dict)->dict:
     "The sizes of a ScaleQuest run: the paper's, with what `p` has of the same name and kind laid over them."
-    same = {k: v for k, v in p.items() if k in SCALEQUEST and isinstance(v, type(SCALEQUEST[k])) and v != {}}
-    return overlay(SCALEQUEST, same)
+    return laid_over(SCALEQUEST, p)
 
-def not_used(p:dict)->list:
-    "Notes on parameters that have a name of `SCALEQUEST` and another kind of value: the plan keeps the paper's there."
-    odd = [k for k, v in p.items() if k in SCALEQUEST and not isinstance(v, type(SCALEQUEST[k]))]
+# %% ../nbs/63a_plan.ipynb #7c818f8d
+def laid_over(own:dict, p:dict)->dict:
+    "The settings `own` with what `p` has of the same name and kind laid over them."
+    return overlay(own, {k: v for k, v in p.items() if k in own and isinstance(v, type(own[k])) and v != {}})
+
+def not_used(p:dict, own:dict=SCALEQUEST)->list:
+    "Notes on parameters that have a name of the settings `own` and another kind of value: the plan keeps the paper's there."
+    odd = [k for k, v in p.items() if k in own and not isinstance(v, type(own[k]))]
     return [f"{', '.join(odd)}: given in another form than the plan reads; the paper's own are taken"] if odd else []
 
 # %% ../nbs/63a_plan.ipynb #9dbeceff
@@ -398,8 +404,97 @@ def scalequest(p:dict, notes:list)->list:
     notes.append("planned is the paper's data set and its students once, as its Table 4 counts them, not the arms and seeds of the study: pairs, k, size, sizes, surplus, judged, seeds and data change nothing here")
     return scalequest_set({k: v for k, v in p.items() if k != "seeds"}, notes)
 
+# %% ../nbs/63a_plan.ipynb #30023fe4
+JIUZHANG = dict(
+    teacher="gpt-4o", writer={"model": "deepseek-ai/deepseek-math-7b-rl", "epochs": 5}, reference={"model": "mistralai/Mistral-7B-v0.1", "problems": 100000}, warmup={"fraction": 0.05, "epochs": 4}, candidates=100000, first=5300, k=4000,
+    rows={"words": 4380000, "tool": 1600000, "sft": 2860000}, students=["mistralai/Mistral-7B-v0.1", "meta-llama/Llama-3-8B", "mistralai/Mixtral-8x7B-v0.1"], sft={"epochs": 1, "dtype": "bfloat16", "launch": "--num_processes 8"},
+    tokens={"request": 650, "tool_request": 900, "words": 740, "tool": 420, "sft": 240}, test={"words": 8075, "tool": 9418, "answer": 250})
+JIUZHANG_NOTES = (
+    "rows have 740, 420 and 240 tokens (in words, with programs, fine-tuning): 2,393, 1,366 and 763 characters (means of 1,000 released rows) at the 3.2 characters a token that make 4.6 billion tokens of all 8.84 million rows; with 4.6 billion for the first two alone it would be 2.75, and 16 % more",
+    "a request has 650 tokens (tool: 900): a text of 1,000 characters (2,000) and a prompt of about 300; ours",
+    "the reference model, 100,000 problems for it, and 100,000 texts valued by the gradients of one problem each at four checkpoints of a LoRA warm-up on 5 % of the problems: ours, after LESS; the paper's are not known",
+    "every synthesised problem is kept: what the filters removed is not known", "of a mixture of experts only the parameters at work on a token are counted")
+
+# %% ../nbs/63a_plan.ipynb #105bf1f5
+def jiuzhang(p:dict, notes:list)->list:
+    "Work of a JiuZhang3.0 study; at profile `paper`, and without a study's parameters, of the paper's one data set and three students."
+    if "methods" not in p: return jiuzhang_set(p, notes)
+    if p.get("profile") != "paper": return jiuzhang_study(p, notes)
+    notes.append("planned is the paper's method once, not the arms and seeds of the study: first, k and students' epochs count, the study's other parameters change nothing here")
+    return jiuzhang_set({k: p[k] for k in ("first", "k") if k in p} | ({"sft": {k: p["sft"][k] for k in ("epochs", "launch") if k in p["sft"]}} if p.get("sft") else {}), notes)
+
+# %% ../nbs/63a_plan.ipynb #7865b095
+def jiuzhang_set(p:dict, notes:list)->list:
+    "Work of the paper's method: requests, synthesis model, value estimation, boosting, six million problems, students, evaluation."
+    s = laid_over(JIUZHANG, p); t, w, ref, rows = s["tokens"], s["writer"], s["reference"], s["rows"]
+    notes += [*not_used(p, JIUZHANG), *JIUZHANG_NOTES]
+    size, gpus = lambda m: weight(m, notes), gpus_of(s["sft"])
+    ask = lambda phase, n, prefix: Work(phase, "API", n, n*t["request"], n*t["words"], 0, 2, 1, prefix, 0, PRICES.get(s["teacher"]), s["teacher"])
+    learn = lambda phase, n, prefix: Work(phase, "train", n, n*w["epochs"]*(t["request"] + t["words"]), 0, size(w["model"]), 6, 1, prefix, 4, model=w["model"])
+    draw = lambda phase, n, read, wrote, prefix: Work(phase, "infer", n, n*read, n*wrote, size(w["model"]), 2, 1, prefix, gpus, model=w["model"])
+    warm, seen = ref["problems"]*s["warmup"]["fraction"]*s["warmup"]["epochs"], s["candidates"]*s["warmup"]["epochs"]
+    gradients = Work("gradients of the texts", "train", s["candidates"], seen*t["words"], 0, size(ref["model"]), 4, 1, "influence", gpus, model=ref["model"], note="forward, and backward to activations: the weights are frozen")
+    return [ask("requests, texts by chance", s["first"], "author"), learn("first synthesis model", s["first"], "writer"),
+            draw("problems for the reference model", ref["problems"], t["request"], t["words"], "reference"), Work("LoRA warm-up", "train", warm, warm*t["words"], 0, size(ref["model"]), 4, 1, "warmup", gpus, model=ref["model"]), gradients,
+            ask("requests, texts by value", s["k"], "author-boost"), learn("boosted synthesis model", s["first"] + s["k"], "writer-boosted"),
+            draw("synthesis, in words", rows["words"], t["request"], t["words"], "synthesis"), draw("synthesis, with programs", rows["tool"], t["tool_request"], t["tool"], "synthesis-tool"),
+            Work("filters", "process", rows["words"] + rows["tool"], prefix="screen"), *jiuzhang_students(s, t, rows, notes)]
+
+# %% ../nbs/63a_plan.ipynb #b7fd2e73
+def jiuzhang_students(s:dict, t:dict, rows:dict, notes:list)->list:
+    "Students on all rows in one run, and their answers in words and with programs."
+    tokens, n, test = sum(rows[k]*t[k] for k in rows), sum(rows.values()), s["test"]
+    train = training("students", {(m, n*s["sft"]["epochs"]) for m in s["students"]}, tokens/n, s["sft"], notes)
+    return [*train, *answering("test answers", "solve", tally((m, test["words"] + test["tool"], 1) for m in s["students"]), 110, test["answer"], s["sft"], notes)]
+
+# %% ../nbs/63a_plan.ipynb #b14686cc
+def jiuzhang_beside(works, d:Device)->list:
+    "Rows {row, dollars said, dollars planned, ratio}."
+    said, paid = published("jiuzhang")["numbers"]["cost"]["value"], lambda keep: sum(m for w in works if keep(w) and (m := money(w, d)) is not None)
+    own = min((w for w in works if w.phase == "students"), key=lambda w: w.parameters).model
+    student = lambda w: w.phase in ("students", "test answers")
+    parts = {"everything, with all students": lambda w: True, f"with {own.rsplit('/', 1)[-1]} as the only student": lambda w: not student(w) or w.model == own, "data alone": lambda w: not student(w)}
+    return [beside_row(name, said, paid(keep), "dollars") for name, keep in parts.items()]
+
+# %% ../nbs/63a_plan.ipynb #3fc9524f
+JIUZHANG_ARMS = {  # student: (writer, share of rows with programs)
+    "initial": ("initial", 0), "author": ("author", 0), "author, equal cost": ("author", 0), "synthesis, equal cost": ("influence", 0), "tool": ("influence", 1), "mixture": ("influence", .5), "tool, not executed": ("influence", 1), "one run": ("influence", 0), "one run, shuffled": ("influence", 0)}
+JIUZHANG_TOKENS = {"world": {"text": 50, "request": 60, "reply": 85}, "real": {"text": 350, "request": 650, "reply": 740}}
+ON_TOOLS = ("tool", "mixture", "tool, not executed")
+
+# %% ../nbs/63a_plan.ipynb #4d947069
+def jiuzhang_counts(p:dict)->dict:
+    "What a study is counted from: replies of the author, writers, problems drawn, trainings, texts valued."
+    n, seeds, methods, size = p["texts"].get("n", 0), p["seeds"], list(p["methods"]), p["size"]
+    asked, spent = math.ceil(size*p["surplus"]), max(1, round(size/p.get("price", 10)))
+    rows = {a: spent if a == "author, equal cost" else size for a in JIUZHANG_ARMS} | {m: size for m in methods}
+    drawn = {m: asked for m in ("initial", *methods)} | {"tool": asked}
+    return dict(texts=n, seeds=len(seeds), methods=methods, author=len(seeds)*(p["first"] + len(methods)*p["k"] + asked), writers=[p["first"]] + [p["first"] + p["k"]]*len(methods), drawn=drawn, rows=rows,
+                fits={(p["base"], a, s, r*p["sft"]["epochs"]) for a, r in rows.items() for s in seeds}, **{part: rows_of(p["data"], part) for part in ("train", "valid", "test") if part in p["data"]})
+
+# %% ../nbs/63a_plan.ipynb #bf7cbda6
+def jiuzhang_study(p:dict, notes:list)->list:
+    "Work of a JiuZhang3.0 study, all arms and seeds."
+    c, world, sft = jiuzhang_counts(p), p["data"]["dataset"] == "world", p["sft"]
+    t, (q, a), seeds, base = JIUZHANG_TOKENS["world" if world else "real"], lengths(p["data"]["dataset"]), c["seeds"], p["base"]
+    notes.append(f"a text has {t['text']} tokens, a request {t['request']}, a reply {t['reply']}: ours")
+    author = p.get("author") or {"engine": "world-author"}
+    made, warm = sum(c["drawn"].values())*seeds, p.get("influence", {}).get("epochs", 4)
+    ask = Work("replies of the author", "API", c["author"], c["author"]*t["request"], c["author"]*t["reply"], 0, 2, seeds*(len(c["methods"]) + 2), "author", 0, PRICES.get(author.get("model"), None if author["engine"] == "endpoint" else (0, 0)), author.get("model", author["engine"]))
+    return [Work("problems, texts, base models", "process", c["texts"] + c.get("test", 0), stages=5, prefix="data texts base"), replace(ask, asks=ask.asks or None),
+            *(replace(w, prefix="writer") for w in training("synthesis models", {(base, i, s, n*p.get("writer", {}).get("epochs", sft["epochs"])) for i, n in enumerate(c["writers"]) for s in range(seeds)}, t["text"] + t["reply"], sft, notes)),
+            Work("values of texts", "train", seeds*c["texts"], seeds*c["texts"]*warm*(t["text"] + t["reply"]), 0, weight(base, notes), 4, seeds*(len(c["methods"]) + 2), "warmup values", model=base), Work("choice of texts", "process", seeds*c["texts"], stages=seeds*len(c["methods"]), prefix="chosen"),
+            *answering("synthesis", "synthesis", {base: (seeds*len(c["drawn"]), made, 1)}, t["text"], t["reply"], sft, notes), Work("screening and mixtures", "process", made, stages=seeds*(len(c["drawn"]) + len(c["rows"])), prefix="screened rows"),
+            *training("students", c["fits"], q + a, sft, notes), *jiuzhang_answers(p, c, q, a, notes)]
+
+# %% ../nbs/63a_plan.ipynb #b16816a1
+def jiuzhang_answers(p:dict, c:dict, q:float, a:float, notes:list)->list:
+    "Answers of every student, and again with programs where it learnt from some."
+    n, base = c.get("test", 0), p["base"]
+    return [*answering("test answers", "solve", tally((b, n, 1) for b, *_ in c["fits"]), q, a, p["sft"], notes), *answering("test answers with programs", "tools", {base: (len(ON_TOOLS)*c["seeds"], len(ON_TOOLS)*c["seeds"]*n, 1)}, q, a, p["sft"], notes)]
+
 # %% ../nbs/63a_plan.ipynb #c0c67cf2
-MODELS = {"rft": (rft, rft_beside, "Table 4 of RFT", "a100-80g"), "mathscale": (mathscale, None, "", "a100-80g"), "scalequest": (scalequest, scalequest_beside, "Table 4 of ScaleQuest", "a100")}
+MODELS = {"jiuzhang": (jiuzhang, jiuzhang_beside, "what is said of JiuZhang3.0's cost (second hand, not verified)", "a100-80g"), "rft": (rft, rft_beside, "Table 4 of RFT", "a100-80g"), "mathscale": (mathscale, None, "", "a100-80g"), "scalequest": (scalequest, scalequest_beside, "Table 4 of ScaleQuest", "a100")}
 
 @dataclass(frozen=True)
 class CostPlan:
@@ -414,7 +509,7 @@ def plan_of(paper:str, params:dict, profile:str="", gpu:str=None, price:float=No
     d, notes = device_of(gpu or ("cpu" if profile in ("smoke", "cpu") else "h100" if profile == "gpu" else usual)), []
     if price is not None and not 0 <= price < math.inf: raise UserError(f"price is {price}; give dollars per GPU-hour, 0 or more")
     works = model(params, notes)
-    rows = beside(works, d) if beside and profile == "paper" and not d.cpu else []
+    rows = beside(works, d if price is None else replace(d, price=price)) if beside and profile == "paper" and not d.cpu else []
     return CostPlan(paper, profile, d, d.price if price is None else price, works, list(dict.fromkeys(notes)), rows, table if rows else "", params.get("workers", 1))
 
 # %% ../nbs/63a_plan.ipynb #6acb95d6
@@ -468,7 +563,7 @@ def assumptions(plan:CostPlan)->list:
     return [*price, *peak, *dict.fromkeys(api), *(f"{what}: {short_number(v)} ({source})" for k in used for v, what, source in [FIGURES[k]]), *plan.notes]
 
 # %% ../nbs/63a_plan.ipynb #a4553534
-WHY = {"rft": "The plan assumes one rate for all sizes: per FLOP the paper's 13B and larger models ran several times slower than its 7B (sharding over nodes, offload to main memory), which the ratios show.",
+WHY = {"jiuzhang": "What that number counts is not known, nor are the teacher's version and price, the reference model and the number of texts valued; lengths of the rows and the number of rows are.", "rft": "The plan assumes one rate for all sizes: per FLOP the paper's 13B and larger models ran several times slower than its 7B (sharding over nodes, offload to main memory), which the ratios show.",
        "scalequest": "Two numbers behind the plan are not printed in the paper and weigh much: the length of a verdict (checks) and of a response. The small phases take longer in the paper than their FLOPs need, probably for starting and loading on eight GPUs."}
 
 def plan_text(plan:CostPlan)->str:
@@ -479,8 +574,10 @@ def plan_text(plan:CostPlan)->str:
            "", text_table(work_rows(plan), 3)]
     if any(w.type == "API" and money(w, d, plan.price) is None for w in plan.works): out.append("Requests to a server without a known price are not in the sum.")
     if plan.beside:
-        rows = [[r["row"], f"{r['paper, GPU-h']:,.1f}", f"{r['plan, GPU-h']:,.1f}", "-" if r["plan / paper"] is None else f"{r['plan / paper']:.2f}"] for r in plan.beside]
-        out += ["", f"Beside {plan.table}, in GPU-hours:", text_table([["row", "paper", "plan", "plan / paper"], *rows]), WHY[plan.paper]]
+        unit = next(k for k in plan.beside[0] if k.startswith("paper, ")).removeprefix("paper, ")
+        number = lambda x: "-" if x is None else f"{x:,.1f}" if unit == "GPU-h" else f"{x:,.0f}"
+        rows = [[r["row"], number(r[f"paper, {unit}"]), number(r[f"plan, {unit}"]), "-" if r["plan / paper"] is None else f"{r['plan / paper']:.2f}"] for r in plan.beside]
+        out += ["", f"Beside {plan.table}, in {'GPU-hours' if unit == 'GPU-h' else unit}:", text_table([["row", "paper", "plan", "plan / paper"], *rows]), WHY[plan.paper]]
     return "\n".join([*out, "", "Assumed:", *(f"  {l}" for l in assumptions(plan))])
 
 def t_money(t:dict)->str: "Dollars in words."; return f"{t['money']:,.2f} dollars"
