@@ -228,7 +228,7 @@ class Chosen:
     value: float
     tokens: int
     chosen: bool
-    reason: str      # why not: "rank", "budget", "no value"
+    reason: str      # why not: "rank" or "no value"
 
 def sizes_of(table, tokenizer:Path=None)->np.ndarray:
     "Tokens of each text by the tokenizer in the folder `tokenizer` (or in its model/); words without one."
@@ -240,27 +240,23 @@ def sizes_of(table, tokenizer:Path=None)->np.ndarray:
 
 # %% ../nbs/58a_valuation.ipynb #e4286469
 def best_texts(values, sizes, k:int=None, tokens:int=None)->np.ndarray:
-    """Which texts are chosen, bool array: the k of best rank, or from the best rank down all that still fit into `tokens` (a text that does not fit is passed over). values: list of `Value` beside `sizes`.
-    Raises UserError unless exactly one of k and tokens is given, when fewer than k texts have a value, when not one text fits, and when all values are equal."""
+    """Which texts are chosen, bool array: the k of best rank, or from the best rank down as many as fit into `tokens`. values: list of `Value` beside `sizes`.
+    Raises UserError unless exactly one of k and tokens is given, when fewer than k texts have a value, when the best text alone does not fit, and when all values are equal."""
     if (k is None) == (tokens is None) or (k or tokens or 0) < 1: raise UserError(f"k={k}, tokens={tokens}: give one of them, 1 or more")
     v, order = np.array([x.value for x in values]), np.argsort([x.rank for x in values])
     order = order[np.isfinite(v[order])]
     if len(order) > 1 and np.ptp(v[order]) == 0: raise UserError(f"all {len(order)} values are {v[order[0]]:g}: there is nothing to choose by; use another method, or a target that shares words with the texts")
     if k is not None and k > len(order): raise UserError(f"k={k} texts are wanted but only {len(order)} of {len(v)} have a value; take fewer or give more texts")
-    chosen, left = np.zeros(len(v), bool), tokens
-    if k is not None: chosen[order[:k]] = True; return chosen
-    for i in order:
-        if sizes[i] <= left: chosen[i], left = True, left - sizes[i]
-    if not chosen.any(): raise UserError(f"tokens={tokens}: not even the shortest of the {len(order)} texts ({sizes[order].min()}) fits; give more")
-    return chosen
+    if k is None: k = int((np.cumsum(sizes[order]) <= tokens).sum())
+    if not k: raise UserError(f"tokens={tokens}: the best of the {len(order)} texts alone has {sizes[order[0]]}; give more" if len(order) else f"none of the {len(v)} texts has a value; nothing can be chosen")
+    return np.isin(np.arange(len(v)), order[:k])
 
 # %% ../nbs/58a_valuation.ipynb #ffb277e5
 def write_chosen(ctx, table, values, sizes, chosen, **facts):
     "texts.parquet (the chosen, in the order of the texts), chosen.parquet (Chosen, all), counts.json."
     import pyarrow as pa
     out = np.array([math.isfinite(v.value) for v in values])
-    last = max((v.rank for v, c in zip(values, chosen) if c), default=0)
-    why = ["" if c else "no value" if not o else "budget" if v.rank < last else "rank" for v, c, o in zip(values, chosen, out)]
+    why = ["" if c else "rank" if o else "no value" for c, o in zip(chosen, out)]
     write_table(ctx.out/"texts.parquet", table.filter(pa.array(chosen)))
     write_table(ctx.out/"chosen.parquet", [Chosen(v.text_id, v.rank, v.value, int(s), bool(c), w) for v, s, c, w in zip(values, sizes, chosen, why)], Chosen)
     kinds = {k: [table[k].to_pylist()[i] for i in np.flatnonzero(chosen)] for k in ("kind", "relevant") if k in table.column_names}
