@@ -470,7 +470,7 @@ def jiuzhang_counts(p:dict)->dict:
     rows = {a: spent if a == "author, equal cost" else size for a in JIUZHANG_ARMS} | {m: size for m in methods}
     drawn = {m: asked for m in ("initial", *methods)} | {"tool": asked}
     return dict(texts=n, seeds=len(seeds), methods=methods, author=len(seeds)*(p["first"] + len(methods)*p["k"] + asked), writers=[p["first"]] + [p["first"] + p["k"]]*len(methods), drawn=drawn, rows=rows,
-                fits={(p["base"], a, s, r*p["sft"]["epochs"]) for a, r in rows.items() for s in seeds}, **{part: rows_of(p["data"], part) for part in ("train", "valid", "test") if part in p["data"]})
+                fits={(p["base"], a, s, r*p["sft"]["epochs"]) for a, r in rows.items() for s in seeds}, test=sum(rows_of({"dataset": p["data"]["dataset"], part: p["data"][part]} | {k: v for k, v in p["data"][part].items() if k == "dataset"}, part) for part in ("test", "general") if part in p["data"]))
 
 # %% ../nbs/63a_plan.ipynb #bf7cbda6
 def jiuzhang_study(p:dict, notes:list)->list:
@@ -481,7 +481,7 @@ def jiuzhang_study(p:dict, notes:list)->list:
     author = p.get("author") or {"engine": "world-author"}
     made, warm = sum(c["drawn"].values())*seeds, p.get("influence", {}).get("epochs", 4)
     ask = Work("replies of the author", "API", c["author"], c["author"]*t["request"], c["author"]*t["reply"], 0, 2, seeds*(len(c["methods"]) + 2), "author", 0, PRICES.get(author.get("model"), None if author["engine"] == "endpoint" else (0, 0)), author.get("model", author["engine"]))
-    return [Work("problems, texts, base models", "process", c["texts"] + c.get("test", 0), stages=5, prefix="data texts base"), replace(ask, asks=ask.asks or None),
+    return [Work("problems, texts, base models", "process", c["texts"]*seeds + c["test"], stages=5 + seeds, prefix="data texts base"), replace(ask, asks=ask.asks or None),
             *(replace(w, prefix="writer") for w in training("synthesis models", {(base, i, s, n*p.get("writer", {}).get("epochs", sft["epochs"])) for i, n in enumerate(c["writers"]) for s in range(seeds)}, t["text"] + t["reply"], sft, notes)),
             Work("values of texts", "train", seeds*c["texts"], seeds*c["texts"]*warm*(t["text"] + t["reply"]), 0, weight(base, notes), 4, seeds*(len(c["methods"]) + 2), "warmup values", model=base), Work("choice of texts", "process", seeds*c["texts"], stages=seeds*len(c["methods"]), prefix="chosen"),
             *answering("synthesis", "synthesis", {base: (seeds*len(c["drawn"]), made, 1)}, t["text"], t["reply"], sft, notes), Work("screening and mixtures", "process", made, stages=seeds*(len(c["drawn"]) + len(c["rows"])), prefix="screened rows"),
@@ -490,7 +490,7 @@ def jiuzhang_study(p:dict, notes:list)->list:
 # %% ../nbs/63a_plan.ipynb #b16816a1
 def jiuzhang_answers(p:dict, c:dict, q:float, a:float, notes:list)->list:
     "Answers of every student, and again with programs where it learnt from some."
-    n, base = c.get("test", 0), p["base"]
+    n, base = c["test"], p["base"]
     return [*answering("test answers", "solve", tally((b, n, 1) for b, *_ in c["fits"]), q, a, p["sft"], notes), *answering("test answers with programs", "tools", {base: (len(ON_TOOLS)*c["seeds"], len(ON_TOOLS)*c["seeds"]*n, 1)}, q, a, p["sft"], notes)]
 
 # %% ../nbs/63a_plan.ipynb #c0c67cf2
