@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 'REQUESTS', 'SCALEQUEST', 'SCALEQUEST_NOTES',
-           'UNTUNED', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_ARMS', 'JIUZHANG_TOKENS',
-           'ON_TOOLS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds', 'money', 'parameters_of',
-           'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally', 'kept_of', 'rft_fits', 'rft',
-           'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data', 'mathscale', 'mathscale_works',
-           'scalequest_settings', 'laid_over', 'not_used', 'scalequest_set', 'short', 'scalequest_rows',
-           'scalequest_rest', 'scalequest_beside', 'scalequest_arms', 'scalequest_counts', 'scalequest_study',
-           'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
+           'UNTUNED', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_MODELS', 'JIUZHANG_TOOLS',
+           'JIUZHANG_ORDERS', 'JIUZHANG_TOKENS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds',
+           'money', 'parameters_of', 'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally',
+           'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data',
+           'mathscale', 'mathscale_works', 'scalequest_settings', 'laid_over', 'not_used', 'scalequest_set', 'short',
+           'scalequest_rows', 'scalequest_rest', 'scalequest_beside', 'scalequest_arms', 'scalequest_counts',
+           'scalequest_study', 'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
            'scalequest_answers', 'scalequest', 'jiuzhang', 'jiuzhang_set', 'jiuzhang_students', 'jiuzhang_beside',
-           'jiuzhang_counts', 'jiuzhang_study', 'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'short_number',
-           'text_table', 'total', 'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums',
+           'jiuzhang_counts', 'jiuzhang_study', 'jiuzhang_values', 'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan',
+           'short_number', 'text_table', 'total', 'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums',
            'predicted_vs_actual', 'Phase', 'phases_of', 'cost_table']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
@@ -457,41 +457,50 @@ def jiuzhang_beside(works, d:Device)->list:
     return [beside_row(name, said, paid(keep), "dollars") for name, keep in parts.items()]
 
 # %% ../nbs/63a_plan.ipynb #3fc9524f
-JIUZHANG_ARMS = {  # student: (writer, share of rows with programs)
-    "initial": ("initial", 0), "author": ("author", 0), "author, equal cost": ("author", 0), "synthesis, equal cost": ("influence", 0), "tool": ("influence", 1), "mixture": ("influence", .5), "tool, not executed": ("influence", 1), "one run": ("influence", 0), "one run, shuffled": ("influence", 0)}
+JIUZHANG_MODELS = ("first model", "boosted model", "model with more random texts")   # synthesis models of a seed
+JIUZHANG_TOOLS = {"tool": 1.0, "tool, not executed": 1.0, "mixture": 0.5, "words": 0.0}   # students of the tool arms: share of rows with programs
+JIUZHANG_ORDERS = ("in turn", "shuffled")   # one run over synthesised and gold rows
 JIUZHANG_TOKENS = {"world": {"text": 50, "request": 60, "reply": 85}, "real": {"text": 350, "request": 650, "reply": 740}}
-ON_TOOLS = ("tool", "mixture", "tool, not executed")
+
+def jiuzhang_counts(p:dict)->dict:
+    "What one seed of a study is counted from: {asked, drawn, rows} by arm, replies that each synthesis model learns from, texts, gold rows, test problems."
+    kinds, size, k, data = max(1, len(p.get("stages") or [1])), p["size"], p["k"], p["data"]
+    want, n, mass = math.ceil(p["surplus"]*size), p["texts"]["n"], p.get("mass", size)
+    price = round((p["first"] + k)*kinds + mass*p["surplus"]/p.get("price", 10))     # rows of the author for the price of the model's
+    chosen = [*(f"texts by {m}" for m in p["methods"]), *(["relevant texts"] if data["dataset"] == "world" else [])]
+    asked = {"first": p["first"]*kinds, "more, boosted": k*kinds, "more, random": k*kinds, **{a: min(want, k*kinds) for a in chosen}, "author": want, "author, same price": math.ceil(p["surplus"]*price), "author, tool": want}
+    rows = {**{a: size for a in (*chosen, "author", *JIUZHANG_MODELS, *JIUZHANG_TOOLS)}, "model, mass": mass, "author, same price": price, **{a: 2*size for a in JIUZHANG_ORDERS}}
+    part = lambda name: rows_of({"dataset": data["dataset"], name: data[name]} | {x: v for x, v in data[name].items() if x == "dataset"}, name) if name in data else 0
+    return dict(asked=asked, drawn={m: n*kinds for m in JIUZHANG_MODELS} | {"tool": want}, rows=rows, writers=[p["first"]*kinds, *[(p["first"] + k)*kinds]*2], texts=n, kinds=kinds, seeds=len(p["seeds"]), methods=len(p["methods"]), test=part("test") + part("general"), train=part("train"))
 
 # %% ../nbs/63a_plan.ipynb #4d947069
-def jiuzhang_counts(p:dict)->dict:
-    "What a study is counted from: replies of the author, writers, problems drawn, trainings, texts valued."
-    n, seeds, methods, size = p["texts"].get("n", 0), p["seeds"], list(p["methods"]), p["size"]
-    asked, spent = math.ceil(size*p["surplus"]), max(1, round(size/p.get("price", 10)))
-    rows = {a: spent if a == "author, equal cost" else size for a in JIUZHANG_ARMS} | {m: size for m in methods}
-    drawn = {m: asked for m in ("initial", *methods)} | {"tool": asked}
-    return dict(texts=n, seeds=len(seeds), methods=methods, author=len(seeds)*(p["first"] + len(methods)*p["k"] + asked), writers=[p["first"]] + [p["first"] + p["k"]]*len(methods), drawn=drawn, rows=rows,
-                fits={(p["base"], a, s, r*p["sft"]["epochs"]) for a, r in rows.items() for s in seeds}, test=sum(rows_of({"dataset": p["data"]["dataset"], part: p["data"][part]} | {k: v for k, v in p["data"][part].items() if k == "dataset"}, part) for part in ("test", "general") if part in p["data"]))
-
-# %% ../nbs/63a_plan.ipynb #bf7cbda6
 def jiuzhang_study(p:dict, notes:list)->list:
     "Work of a JiuZhang3.0 study, all arms and seeds."
-    c, world, sft = jiuzhang_counts(p), p["data"]["dataset"] == "world", p["sft"]
-    t, (q, a), seeds, base = JIUZHANG_TOKENS["world" if world else "real"], lengths(p["data"]["dataset"]), c["seeds"], p["base"]
+    c, world, sft, base = jiuzhang_counts(p), p["data"]["dataset"] == "world", p["sft"], p["base"]
+    t, (q, a), seeds, author = JIUZHANG_TOKENS["world" if world else "real"], lengths(p["data"]["dataset"]), c["seeds"], p.get("author") or {"engine": "world-author"}
     notes.append(f"a text has {t['text']} tokens, a request {t['request']}, a reply {t['reply']}: ours")
-    author = p.get("author") or {"engine": "world-author"}
-    made, warm = sum(c["drawn"].values())*seeds, p.get("influence", {}).get("epochs", 4)
-    ask = Work("replies of the author", "API", c["author"], c["author"]*t["request"], c["author"]*t["reply"], 0, 2, seeds*(len(c["methods"]) + 2), "author", 0, PRICES.get(author.get("model"), None if author["engine"] == "endpoint" else (0, 0)), author.get("model", author["engine"]))
-    return [Work("problems, texts, base models", "process", c["texts"]*seeds + c["test"], stages=5 + seeds, prefix="data texts base"), replace(ask, asks=ask.asks or None),
-            *(replace(w, prefix="writer") for w in training("synthesis models", {(base, i, s, n*p.get("writer", {}).get("epochs", sft["epochs"])) for i, n in enumerate(c["writers"]) for s in range(seeds)}, t["text"] + t["reply"], sft, notes)),
-            Work("values of texts", "train", seeds*c["texts"], seeds*c["texts"]*warm*(t["text"] + t["reply"]), 0, weight(base, notes), 4, seeds*(len(c["methods"]) + 2), "warmup values", model=base), Work("choice of texts", "process", seeds*c["texts"], stages=seeds*len(c["methods"]), prefix="chosen"),
-            *answering("synthesis", "synthesis", {base: (seeds*len(c["drawn"]), made, 1)}, t["text"], t["reply"], sft, notes), Work("screening and mixtures", "process", made, stages=seeds*(len(c["drawn"]) + len(c["rows"])), prefix="screened rows"),
-            *training("students", c["fits"], q + a, sft, notes), *jiuzhang_answers(p, c, q, a, notes)]
+    asked, drawn, e = seeds*sum(c["asked"].values()), seeds*sum(c["drawn"].values()), p.get("writer", {}).get("epochs", sft["epochs"])
+    fits = {(base, arm, s, n*sft["epochs"]) for arm, n in c["rows"].items() for s in range(seeds)}
+    return [Work("problems, texts, base model", "process", seeds*c["texts"] + c["test"] + c["train"], stages=6 + seeds, prefix="data texts base"), Work("requests", "process", asked + drawn, stages=seeds*(len(c["asked"]) + 1), prefix="requests"),
+            Work("replies of the author", "API", asked, asked*t["request"], asked*t["reply"], 0, 2, seeds*len(c["asked"]), "author", 0, PRICES.get(author.get("model"), None if author["engine"] == "endpoint" else (0, 0)), author.get("model", author["engine"])),
+            *(replace(w, prefix="writer") for w in training("synthesis models", {(base, i, s, n*e) for i, n in enumerate(c["writers"]) for s in range(seeds)}, t["text"] + t["reply"], sft, notes)),
+            *answering("synthesis", "written", {base: (seeds*len(c["drawn"]), drawn, 1)}, t["text"], t["reply"], sft, notes), *jiuzhang_values(p, c, t, notes),
+            Work("filters", "process", asked + drawn, stages=seeds*(len(c["asked"]) + len(c["drawn"]) - 3), prefix="screened"), Work("rows", "process", stages=1 + seeds*(len(c["rows"]) + len(c["writers"])), prefix="rows"),
+            *training("students", fits, q + a, sft, notes), *jiuzhang_answers(p, c, fits, q, a, notes)]
 
-# %% ../nbs/63a_plan.ipynb #b16816a1
-def jiuzhang_answers(p:dict, c:dict, q:float, a:float, notes:list)->list:
+# %% ../nbs/63a_plan.ipynb #bf7cbda6
+def jiuzhang_values(p:dict, c:dict, t:dict, notes:list)->list:
+    "Reference model, LoRA warm-up, gradients at its checkpoints, and the choice of texts. Frozen weights make it four FLOPs per parameter and token."
+    how, n, seeds, base = p.get("influence") or {}, c["texts"]*c["kinds"], c["seeds"], p["base"]
+    epochs, size, one = how.get("epochs", 4), weight(base, notes), t["reply"]
+    fit = lambda phase, rows, passes, stages, prefix: Work(phase, "train", seeds*rows, seeds*rows*one, 0, size, passes, stages, prefix, model=base)
+    return [fit("reference model", n*p["sft"]["epochs"], 6, seeds, "reference"), fit("LoRA warm-up", n*epochs*how.get("fraction", 0.05), 4, seeds, "warmup"), fit("gradients of the texts' rows", n*epochs, 4, 2*seeds, "features"),
+            Work("values and choice of texts", "process", seeds*n*c["methods"], stages=seeds*(2*c["methods"] + 4), prefix="value chosen first-texts rows-by-text")]
+
+def jiuzhang_answers(p:dict, c:dict, fits, q:float, a:float, notes:list)->list:
     "Answers of every student, and again with programs where it learnt from some."
-    n, base = c["test"], p["base"]
-    return [*answering("test answers", "solve", tally((b, n, 1) for b, *_ in c["fits"]), q, a, p["sft"], notes), *answering("test answers with programs", "tools", {base: (len(ON_TOOLS)*c["seeds"], len(ON_TOOLS)*c["seeds"]*n, 1)}, q, a, p["sft"], notes)]
+    n, base, tools = c["test"], p["base"], c["seeds"]*sum(v > 0 for v in JIUZHANG_TOOLS.values())
+    return [*answering("test answers", "solve", tally((b, n, 1) for b, *_ in fits), q, a, p["sft"], notes), *answering("test answers with programs", "tools", {base: (tools, tools*n, 1)}, q, a, p["sft"], notes)]
 
 # %% ../nbs/63a_plan.ipynb #c0c67cf2
 MODELS = {"jiuzhang": (jiuzhang, jiuzhang_beside, "what is said of JiuZhang3.0's cost (second hand, not verified)", "a100-80g"), "rft": (rft, rft_beside, "Table 4 of RFT", "a100-80g"), "mathscale": (mathscale, None, "", "a100-80g"), "scalequest": (scalequest, scalequest_beside, "Table 4 of ScaleQuest", "a100")}
