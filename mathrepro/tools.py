@@ -93,6 +93,7 @@ class Course:
     calls: list = field(default_factory=list)
     end: str = ""
 
+# %% ../nbs/44_tools.ipynb #7ad69376
 @dataclass(frozen=True, slots=True)
 class Call:
     "One program of a solution and what came back; `call` counts from 1, `error` is '' when all went well."
@@ -132,6 +133,7 @@ def append(course, code, result, fits, keep:int=200):
     course.text = f"{course.text.rstrip()}\n{OUTPUT}\n{text}\n{FENCE}\n"
     if not fits(course.prompt + course.text): course.end = "length"
 
+# %% ../nbs/44_tools.ipynb #7a9b53e9
 def run_courses(llm, courses, how, calls=4, fits=lambda text: True, run=run_programs, keep=200, progress=lambda share: None):
     "Carry courses to their ends in rounds; `how`: settings of `generate`, `fits(text)`: whether the context has room for it, `progress(share)`."
     live, step = list(courses), 0
@@ -171,6 +173,7 @@ def room(folder:Path, engine:dict):
     tokenizer = load_tokenizer(folder)
     return lambda text: len(tokenizer(text)["input_ids"]) < context - 1
 
+# %% ../nbs/44_tools.ipynb #903b6d2c
 def logged_run(**limits):
     "`run_programs` under these limits, with a line in the stage's log per batch."
     def run(codes):
@@ -272,6 +275,7 @@ def replay(texts, # solutions
     results = dict(zip(codes, run_programs(codes, **limits))) if codes else {}
     return [judged(blocks, results, tolerance) for blocks in read]
 
+# %% ../nbs/44_tools.ipynb #fb6d16fd
 def judged(blocks, results, tolerance)->Replay:
     "The verdict on one text: that of its worst block with an output."
     found = [(REPLAY_VERDICTS.index(verdict_of(b, results[b.code], tolerance)), i) for i, b in enumerate(blocks) if b.output is not None]
