@@ -247,7 +247,7 @@ _ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Interrupt|Exit))\b", r
 
 def kind_of_error(text:str)->"str | None":
     "The last exception named at the start of a line (any time-out is `timeout`), or None."
-    found = _ERROR.findall(text)
+    found = _ERROR.findall(text[-2000:])
     if re.search(r"timed?[ _]?out", text[-500:], re.IGNORECASE): return "timeout"
     return found[-1] if found else None
 
