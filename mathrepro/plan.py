@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 'REQUESTS', 'SCALEQUEST', 'SCALEQUEST_NOTES',
            'UNTUNED', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_MODELS', 'JIUZHANG_TOOLS',
-           'JIUZHANG_ORDERS', 'JIUZHANG_TOKENS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds',
+           'JIUZHANG_RUNS', 'JIUZHANG_TOKENS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds',
            'money', 'parameters_of', 'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally',
            'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data',
            'mathscale', 'mathscale_works', 'scalequest_settings', 'laid_over', 'not_used', 'scalequest_set', 'short',
@@ -458,49 +458,50 @@ def jiuzhang_beside(works, d:Device)->list:
 
 # %% ../nbs/63a_plan.ipynb #3fc9524f
 JIUZHANG_MODELS = ("first model", "boosted model", "model with more random texts")   # synthesis models of a seed
-JIUZHANG_TOOLS = {"tool": 1.0, "tool, not executed": 1.0, "mixture": 0.5, "words": 0.0}   # students of the tool arms: share of rows with programs
-JIUZHANG_ORDERS = ("in turn", "shuffled")   # one run over synthesised and gold rows
-JIUZHANG_TOKENS = {"world": {"text": 50, "request": 60, "reply": 85}, "real": {"text": 350, "request": 650, "reply": 740}}
+JIUZHANG_TOOLS = {"words": (1, 0), "programs": (0, 1), "words and programs": (1, 1), "programs, not run": (0, 1)}   # students of the tool arms: (answers in words, with tools)
+JIUZHANG_RUNS = ("in turn", "shuffled")                                              # one run over the author's and the gold rows
+JIUZHANG_TOKENS = {"world": {"text": 45, "request": 132, "reply": 57, "row": 114}, "real": {"text": 350, "request": 650, "reply": 740, "row": 740}}   # request and reply as the author counts them
 
 def jiuzhang_counts(p:dict)->dict:
-    "What one seed of a study is counted from: {asked, drawn, rows} by arm, replies that each synthesis model learns from, texts, gold rows, test problems."
-    kinds, size, k, data = max(1, len(p.get("stages") or [1])), p["size"], p["k"], p["data"]
-    want, n, mass = math.ceil(p["surplus"]*size), p["texts"]["n"], p.get("mass", size)
-    price = round((p["first"] + k)*kinds + mass*p["surplus"]/p.get("price", 10))     # rows of the author for the price of the model's
-    chosen = [*(f"texts by {m}" for m in p["methods"]), *(["relevant texts"] if data["dataset"] == "world" else [])]
-    asked = {"first": p["first"]*kinds, "more, boosted": k*kinds, "more, random": k*kinds, **{a: min(want, k*kinds) for a in chosen}, "author": want, "author, same price": math.ceil(p["surplus"]*price), "author, tool": want}
-    rows = {**{a: size for a in (*chosen, "author", *JIUZHANG_MODELS, *JIUZHANG_TOOLS)}, "model, mass": mass, "author, same price": price, **{a: 2*size for a in JIUZHANG_ORDERS}}
-    part = lambda name: rows_of({"dataset": data["dataset"], name: data[name]} | {x: v for x, v in data[name].items() if x == "dataset"}, name) if name in data else 0
-    return dict(asked=asked, drawn={m: n*kinds for m in JIUZHANG_MODELS} | {"tool": want}, rows=rows, writers=[p["first"]*kinds, *[(p["first"] + k)*kinds]*2], texts=n, kinds=kinds, seeds=len(p["seeds"]), methods=len(p["methods"]), test=part("test") + part("general"), train=part("train"))
+    "What one seed of a study is counted from: {asked, drawn, rows} by arm, replies that each synthesis model learns from, texts; and problems of each part."
+    kinds, size, k, pool = len(p["stages"]), p["size"], p["k"], p["texts"]["n"]*len(p["stages"])
+    want = lambda rows, most=pool: min(most, math.ceil(p["surplus"]*rows))
+    parts = {name: rows_of(p["data"], name) for name in ("train", "examples", "test", "general")}
+    price = round((p["first"] + k)*kinds + p["mass"]*p["surplus"]/p["price"])     # rows of the author for the price of the model's
+    chosen = [*(f"texts by {m}" for m in p["methods"]), *(["relevant texts"] if p["data"]["dataset"] == "world" else [])]
+    asked = {"first": p["first"]*kinds, "more, boosted": k*kinds, "more, random": k*kinds, **{a: want(size, k*kinds) for a in chosen}, "author": want(size), "author, same price": want(price), "programs": p["texts"]["n"]}
+    rows = {**{a: size for a in (*chosen, "author", *JIUZHANG_MODELS, *JIUZHANG_TOOLS)}, "model, mass": p["mass"], "author, same price": price, **{a: size + parts["train"] for a in JIUZHANG_RUNS}}
+    return dict(asked=asked, drawn={m: pool for m in JIUZHANG_MODELS}, rows=rows, writers=[p["first"]*kinds, *[(p["first"] + k)*kinds]*2], pool=pool, valued=len(chosen), seeds=len(p["seeds"]), parts=parts)
 
 # %% ../nbs/63a_plan.ipynb #4d947069
 def jiuzhang_study(p:dict, notes:list)->list:
     "Work of a JiuZhang3.0 study, all arms and seeds."
     c, world, sft, base = jiuzhang_counts(p), p["data"]["dataset"] == "world", p["sft"], p["base"]
-    t, (q, a), seeds, author = JIUZHANG_TOKENS["world" if world else "real"], lengths(p["data"]["dataset"]), c["seeds"], p.get("author") or {"engine": "world-author"}
-    notes.append(f"a text has {t['text']} tokens, a request {t['request']}, a reply {t['reply']}: ours")
-    asked, drawn, e = seeds*sum(c["asked"].values()), seeds*sum(c["drawn"].values()), p.get("writer", {}).get("epochs", sft["epochs"])
-    fits = {(base, arm, s, n*sft["epochs"]) for arm, n in c["rows"].items() for s in range(seeds)}
-    return [Work("problems, texts, base model", "process", seeds*c["texts"] + c["test"] + c["train"], stages=6 + seeds, prefix="data texts base"), Work("requests", "process", asked + drawn, stages=seeds*(len(c["asked"]) + 1), prefix="requests"),
+    t, (q, a), seeds, author = JIUZHANG_TOKENS["world" if world else "real"], lengths(p["data"]["dataset"]), c["seeds"], p["author"] or {"engine": "world-author"}
+    notes.append(f"a text has {t['text']} tokens, a request {t['request']}, a reply {t['reply']}, a row {t['row']}: " + ("measured: 320 replies of the world's author" if world else "ours, after the means of the released rows"))
+    asked, drawn, e = seeds*sum(c["asked"].values()), seeds*sum(c["drawn"].values()), p["writer"].get("epochs", sft["epochs"])
+    fits = {(base, arm, s, n*(p["one_run"] if arm in JIUZHANG_RUNS else {}).get("epochs", sft["epochs"])) for arm, n in c["rows"].items() for s in range(seeds)}
+    return [Work("problems, texts, base model", "process", seeds*c["pool"]/len(p["stages"]) + sum(c["parts"].values()), stages=5 + seeds, prefix="data texts base"), Work("requests", "process", asked + drawn, stages=seeds*(len(c["asked"]) + 1), prefix="requests"),
             Work("replies of the author", "API", asked, asked*t["request"], asked*t["reply"], 0, 2, seeds*len(c["asked"]), "author", 0, PRICES.get(author.get("model"), None if author["engine"] == "endpoint" else (0, 0)), author.get("model", author["engine"])),
-            *(replace(w, prefix="writer") for w in training("synthesis models", {(base, i, s, n*e) for i, n in enumerate(c["writers"]) for s in range(seeds)}, t["text"] + t["reply"], sft, notes)),
-            *answering("synthesis", "written", {base: (seeds*len(c["drawn"]), drawn, 1)}, t["text"], t["reply"], sft, notes), *jiuzhang_values(p, c, t, notes),
-            Work("filters", "process", asked + drawn, stages=seeds*(len(c["asked"]) + len(c["drawn"]) - 3), prefix="screened"), Work("rows", "process", stages=1 + seeds*(len(c["rows"]) + len(c["writers"])), prefix="rows"),
-            *training("students", fits, q + a, sft, notes), *jiuzhang_answers(p, c, fits, q, a, notes)]
+            *(replace(w, prefix="writer") for w in training("synthesis models", {(base, i, s, n*e) for i, n in enumerate(c["writers"]) for s in range(seeds)}, t["text"] + t["row"], sft, notes)),
+            *answering("synthesis", "written", {base: (seeds*len(c["drawn"]), drawn, 1)}, t["text"], t["row"], sft, notes), *jiuzhang_values(p, c, t, notes),
+            Work("filters", "process", asked + drawn, stages=seeds*(len(c["asked"]) - 2 + len(c["drawn"])), prefix="screened"), Work("rows", "process", seeds*sum(c["rows"].values()), stages=2 + seeds*(len(c["rows"]) + len(c["writers"])), prefix="rows"),
+            *training("students", fits, t["row"], sft, notes), *jiuzhang_answers(p, c, q, a, notes)]
 
 # %% ../nbs/63a_plan.ipynb #bf7cbda6
 def jiuzhang_values(p:dict, c:dict, t:dict, notes:list)->list:
     "Reference model, LoRA warm-up, gradients at its checkpoints, and the choice of texts. Frozen weights make it four FLOPs per parameter and token."
-    how, n, seeds, base = p.get("influence") or {}, c["texts"]*c["kinds"], c["seeds"], p["base"]
-    epochs, size, one = how.get("epochs", 4), weight(base, notes), t["reply"]
-    fit = lambda phase, rows, passes, stages, prefix: Work(phase, "train", seeds*rows, seeds*rows*one, 0, size, passes, stages, prefix, model=base)
-    return [fit("reference model", n*p["sft"]["epochs"], 6, seeds, "reference"), fit("LoRA warm-up", n*epochs*how.get("fraction", 0.05), 4, seeds, "warmup"), fit("gradients of the texts' rows", n*epochs, 4, 2*seeds, "features"),
-            Work("values and choice of texts", "process", seeds*n*c["methods"], stages=seeds*(2*c["methods"] + 4), prefix="value chosen first-texts rows-by-text")]
+    warm, n, seeds, base = p["influence"].get("warm", {}), c["pool"], c["seeds"], p["base"]
+    epochs, size = warm.get("epochs", 4), weight(base, notes)
+    fit = lambda phase, rows, passes, stages, prefix: Work(phase, "train", seeds*rows, seeds*rows*t["row"], 0, size, passes, stages, prefix, model=base)
+    return [fit("reference model", n*p["sft"]["epochs"], 6, seeds, "reference"), fit("LoRA warm-up", n*epochs*warm.get("fraction", 0.05), 4, seeds, "warm-up"), fit("gradients", (n + c["parts"]["examples"])*epochs, 4, 2*seeds, "gradients gradients-of-the-target"),
+            Work("values and choice of texts", "process", seeds*n*c["valued"], stages=seeds*(2*c["valued"] + 2), prefix="value chosen first-texts")]
 
-def jiuzhang_answers(p:dict, c:dict, fits, q:float, a:float, notes:list)->list:
-    "Answers of every student, and again with programs where it learnt from some."
-    n, base, tools = c["test"], p["base"], c["seeds"]*sum(v > 0 for v in JIUZHANG_TOOLS.values())
-    return [*answering("test answers", "solve", tally((b, n, 1) for b, *_ in fits), q, a, p["sft"], notes), *answering("test answers with programs", "tools", {base: (tools, tools*n, 1)}, q, a, p["sft"], notes)]
+def jiuzhang_answers(p:dict, c:dict, q:float, a:float, notes:list)->list:
+    "Answers of the students: on the target, on the general test set in words, and there with programs."
+    base, s, (words, tools) = p["base"], c["seeds"], map(sum, zip(*JIUZHANG_TOOLS.values()))
+    on = lambda phase, prefix, stages, part: answering(phase, prefix, {base: (s*stages, s*stages*c["parts"][part], 1)}, q, a, p["sft"], notes)
+    return [*on("answers on the target", "solve", len(c["rows"]) - len(JIUZHANG_TOOLS) - len(JIUZHANG_RUNS), "test"), *on("answers over all topics", "solve", words + len(JIUZHANG_RUNS), "general"), *on("answers with programs", "tools", tools, "general")]
 
 # %% ../nbs/63a_plan.ipynb #c0c67cf2
 MODELS = {"jiuzhang": (jiuzhang, jiuzhang_beside, "what is said of JiuZhang3.0's cost (second hand, not verified)", "a100-80g"), "rft": (rft, rft_beside, "Table 4 of RFT", "a100-80g"), "mathscale": (mathscale, None, "", "a100-80g"), "scalequest": (scalequest, scalequest_beside, "Table 4 of ScaleQuest", "a100")}

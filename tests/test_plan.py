@@ -62,7 +62,10 @@ def test_more_of_anything_costs_more():
     base = plan("mathscale", "cpu")
     for more in ("size=600", "sizes=[64, 128, 2048]", "data.test.n=160", "surplus=3.0"): assert hours(plan("mathscale", "cpu", [more])) > hours(base), more
     base = plan("scalequest", "cpu")
-    for more in ("size=512", "k=8", "pairs=400", "judged=800", "surplus=20.0", "seeds=[0, 1, 2, 3]", "sizes=[32, 512]", "data.test.n=160", "sft.epochs=4"): assert hours(plan("scalequest", "cpu", [more])) > hours(base), more
+    for more in ("size=512", "k=8", "pairs=400", "judged=800", "surplus=20.0", "seeds=[0, 1, 2, 3, 4, 5, 6, 7]", "sizes=[32, 1024]", "data.test.n=1000", "sft.epochs=4"): assert hours(plan("scalequest", "cpu", [more])) > hours(base), more
+    base = plan("jiuzhang", "cpu")
+    for more in ("first=90", "k=64", "size=300", "mass=1000", "surplus=3.0", "price=2.0", "texts.n=800", "stages=[grade, middle, high]", "seeds=[0, 1, 2, 3, 4, 5, 6, 7]", "sft.epochs=9", "writer.epochs=20", "data.test.n=4000", "data.general.n=4000"):
+        assert (hours(plan("jiuzhang", "cpu", [more])) > hours(base)) == (not more.startswith("stages")), more
     few, many = (plan_of("scalequest", {"rows": n, "questions": {"n": n}}, "paper") for n in (10_000, 20_000))
     assert hours(few) < hours(many) < hours(plan_of("scalequest", {}, "paper")) and total(few)["money"] < total(many)["money"]
     assert all(x["plan, GPU-h"] <= y["plan, GPU-h"] for x, y in zip(few.beside, many.beside))
@@ -99,6 +102,10 @@ def declared(paper, profile, home, overrides=()):
         keys = ("generators", "prefix", "qft", "qpo", "draw", "screen", "reply", "head", "pairs", "k", "size", "sizes", "surplus")
         study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, critic=p["critic"] or {"engine": "world-critic"}, few=p["side_seeds"], **{k: p[k] for k in keys})
         m.declare_seeds(study); m.declare_data(study); m.declare_sizes(study); m.declare_controls(study, p["judged"]); m.declare_students(study)
+    elif paper == "jiuzhang":
+        keys = ("target", "texts", "stages", "ask", "writer", "draw", "influence", "methods", "first", "k", "size", "mass", "surplus", "price", "screen", "tool", "one_run")
+        study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, author=p["author"] or {"engine": "world-author"}, **{k: p[k] for k in keys})
+        m.declare_data(study); m.declare_choices(study); m.declare_boost(study); m.declare_tools(study); m.declare_runs(study); m.declare_students(study)
     else:
         keys = ("concepts", "compose", "reply", "clean", "size", "sizes", "surplus")
         study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, teacher=p["teacher"], judge=p["judge"], few=p["side_seeds"], **{k: p[k] for k in keys})
@@ -106,9 +113,10 @@ def declared(paper, profile, home, overrides=()):
     return list(ancestors(list(run.stages.values())).values())
 
 OTHERS = [("scalequest", "smoke", ("seeds=[0, 1, 2]", "side_seeds=[0, 1]", "sizes=[2, 4, 16]")), ("scalequest", "smoke", ("generators=['world:xs', 'world:xs']",)),
-          ("scalequest", "smoke", ("judged=36", "size=3")), ("scalequest", "cpu", ("sizes=[256]",))]
+          ("scalequest", "smoke", ("judged=36", "size=3")), ("scalequest", "cpu", ("sizes=[256]",)),
+          ("jiuzhang", "smoke", ("seeds=[0, 1]", "methods=[influence, random, bm25]"))]
 
-@pytest.mark.parametrize("paper, profile, overrides", [*((n, p, ()) for n, p in ALL if (n, p) != ("scalequest", "paper")), *OTHERS])
+@pytest.mark.parametrize("paper, profile, overrides", [*((n, p, ()) for n, p in ALL if (n, p) not in (("scalequest", "paper"), ("jiuzhang", "paper"))), *OTHERS])
 def test_stage_counts_are_those_of_the_study(paper, profile, overrides, tmp_path):
     names = [s.name for s in declared(paper, profile, tmp_path, overrides)]
     ledger = [dict(name=n, tokens_in=0, tokens_out=0, wall_s=0.0, state="computed") for n in names]
