@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['MARK', 'PROBES', 'MERGED', 'LABELS', 'BLOCK', 'Pair', 'GeneratedQuestion', 'Prefix', 'no_prefix', 'chat_prefix',
            'read_ids', 'fits', 'one_bos', 'find_prefix', 'special_texts', 'encode_questions', 'count_faults',
-           'Training', 'QFTConfig', 'QPOConfig', 'configured', 'trl_parts', 'arguments', 'make_trainer', 'watcher',
-           'run_trainer', 'save_trained', 'write_json', 'starting_model', 'sft_trainer', 'qft', 'Coded', 'usable_pairs',
-           'length_matched', 'hold_out', 'preferences', 'length_record', 'HeldPair', 'pair_logprobs', 'preferred',
-           'reward_metrics', 'held_rows', 'dpo_trainer', 'qpo', 'qpo_record', 'draw', 'read_generated',
-           'sample_questions', 'as_problems', 'finish_questions', 'DuplicatesLaw', 'log_missed', 'duplicates_law',
-           'mix']
+           'Training', 'QFTConfig', 'QPOConfig', 'configured', 'trl_parts', 'processes', 'split_batch', 'arguments',
+           'make_trainer', 'watcher', 'last_checkpoint', 'run_trainer', 'save_trained', 'write_json',
+           'starting_tokenizer', 'starting_model', 'sft_trainer', 'question_rows', 'qft', 'fit', 'trained', 'Place',
+           'launched', 'main', 'Coded', 'usable_pairs', 'length_matched', 'hold_out', 'preferences', 'length_record',
+           'HeldPair', 'pair_logprobs', 'preferred', 'reward_metrics', 'held_rows', 'dpo_trainer', 'pair_rows', 'qpo',
+           'qpo_record', 'draw', 'read_generated', 'sample_questions', 'as_problems', 'finish_questions',
+           'DuplicatesLaw', 'log_missed', 'duplicates_law', 'mix']
 
 # %% ../nbs/31b_preference.ipynb #0b86b1fb
-import json, math
+import json, math, os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +118,7 @@ def count_faults(rows)->dict:
 # %% ../nbs/31b_preference.ipynb #38fa404d
 @dataclass
 class Training:
-    "What both stages share. `batch_size`: rows (packed lines, pairs) per optimiser step; `micro_rows`: how many of them are in memory at a time."
+    "What both stages share. `batch_size`: rows (packed lines, pairs) per optimiser step, over all processes; `micro_rows`: how many of them a process has in memory at a time."
     epochs: float = 1
     batch_size: int = 32
     micro_rows: int = 32
@@ -131,6 +132,8 @@ class Training:
     dtype: str = "float32"            # bfloat16: autocast over float32 weights
     gradient_checkpointing: bool = False
     device: str = "auto"
+    save_every: int = 0               # steps between checkpoints, from which a killed training goes on; 0: none
+    launch: str = ""                  # command that starts several processes, such as "accelerate launch --num_processes 8"; "": this process alone
 
 # %% ../nbs/31b_preference.ipynb #6109b8e6
 @dataclass
@@ -161,6 +164,7 @@ def configured(kind, settings:dict=None):
         if value not in among: raise UserError(f"{name} {value!r} is unknown; choose {', '.join(among)}")
     low = [n for n in ("epochs", "batch_size", "micro_rows", "learning_rate", "max_length") if not getattr(c, n) > 0]
     if low: raise UserError(f"{low[0]} is {getattr(c, low[0])}; it must be above 0")
+    if c.save_every < 0: raise UserError(f"save_every is {c.save_every}; give steps between checkpoints, or 0 for none")
     if not getattr(c, "beta", 1) > 0: raise UserError(f"beta is {c.beta}; it must be above 0")
     return c
 
@@ -173,63 +177,96 @@ def trl_parts()->tuple:
     datasets.disable_progress_bars(); logging.disable_progress_bar()
     return trl, datasets
 
-def arguments(kind, ctx, c, seed:int, **more):
-    "A TRL configuration `kind` for one process: no trackers, no checkpoints, no evaluation, one log entry per step."
-    import torch
-    from mathrepro.models import pick_device
-    if torch.cuda.device_count() > 1 and pick_device(c.device) != "cpu": raise UserError("several GPUs are visible but this stage trains in one process; set CUDA_VISIBLE_DEVICES to one of them")
-    micro = max(d for d in range(1, min(c.micro_rows, c.batch_size)+1) if c.batch_size % d == 0)
-    return kind(output_dir=str(ctx.scratch/"trl"), per_device_train_batch_size=micro, gradient_accumulation_steps=c.batch_size//micro, num_train_epochs=c.epochs, max_steps=c.max_steps or -1,
-        learning_rate=c.learning_rate, lr_scheduler_type=c.schedule, warmup_steps=c.warmup, weight_decay=c.weight_decay, max_grad_norm=c.grad_clip, max_length=c.max_length, seed=seed, data_seed=seed,
-        bf16=c.dtype == "bfloat16", gradient_checkpointing=c.gradient_checkpointing, use_cpu=pick_device(c.device) == "cpu", report_to="none", save_strategy="no", eval_strategy="no",
-        logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True, dataloader_pin_memory=False, dataset_num_proc=None, **more)
+def processes()->int: "Processes that train together: those of a launcher, else one."; return int(os.environ.get("WORLD_SIZE", "1"))
+
+def split_batch(c)->tuple:
+    "(rows that a process has in memory at a time, how many times per step). UserError when the processes cannot share a batch equally."
+    n = processes()
+    if c.batch_size % n: raise UserError(f"batch_size {c.batch_size} cannot be shared by {n} processes; give a multiple of {n}")
+    mine = c.batch_size//n
+    micro = max(d for d in range(1, min(c.micro_rows, mine)+1) if mine % d == 0)
+    return micro, mine//micro
 
 # %% ../nbs/31b_preference.ipynb #f76a6be6
+def arguments(kind, ctx, c, seed:int, **more):
+    "A TRL configuration `kind`: no trackers, no evaluation, one log entry per step, checkpoints (the newest is kept) when `c.save_every` says so."
+    import torch
+    from mathrepro.models import pick_device
+    cpu = pick_device(c.device) == "cpu"
+    if processes() == 1 and torch.cuda.device_count() > 1 and not cpu: raise UserError("several GPUs are visible but one process trains; set launch to a command such as \"accelerate launch --num_processes 8\", or CUDA_VISIBLE_DEVICES to one of them")
+    micro, times = split_batch(c)
+    return kind(output_dir=str(ctx.scratch/"trl"), per_device_train_batch_size=micro, gradient_accumulation_steps=times, num_train_epochs=c.epochs, max_steps=c.max_steps or -1,
+        learning_rate=c.learning_rate, lr_scheduler_type=c.schedule, warmup_steps=c.warmup, weight_decay=c.weight_decay, max_grad_norm=c.grad_clip, max_length=c.max_length, seed=seed, data_seed=seed,
+        bf16=c.dtype == "bfloat16", gradient_checkpointing=c.gradient_checkpointing, use_cpu=cpu, report_to="none", eval_strategy="no", save_strategy="steps" if c.save_every else "no", save_steps=c.save_every or 500, save_total_limit=1,
+        logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True, dataloader_pin_memory=False, dataset_num_proc=None, **more)
+
+# %% ../nbs/31b_preference.ipynb #7295cf67
 def make_trainer(cls, **kw):
-    "A TRL trainer that tells nobody that it was made."
+    "A TRL trainer that tells nobody that it was made and writes no model cards."
     from huggingface_hub import constants
     before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
-    try: return cls(**kw)
+    try: trainer = cls(**kw)
     finally: constants.HF_HUB_DISABLE_TELEMETRY = before
+    trainer.create_model_card = lambda *args, **kw: None
+    return trainer
 
-def watcher(ctx):
-    "A trainer callback that passes on the progress and stops on a loss that is not finite."
+def watcher(ctx, trainer=None):
+    "A trainer callback that passes on the progress, stops on a loss that is not finite, and goes on counting tokens where a checkpoint stopped (TRL would begin at 0)."
     from transformers import TrainerCallback
     class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            counted = [h["num_tokens"] for h in state.log_history if "num_tokens" in h]
+            if counted: trainer._total_train_tokens = int(counted[-1])
         def on_step_end(self, args, state, control, **_): ctx.report(state.global_step, state.max_steps, "training steps")
         def on_log(self, args, state, control, logs=None, **_):
             if not math.isfinite((logs or {}).get("loss", 0.0)):
                 raise UserError(f"the loss is {logs['loss']} at step {state.global_step}; lower learning_rate ({args.learning_rate}) or check the weights that training starts from")
     return Watch()
 
-# %% ../nbs/31b_preference.ipynb #7295cf67
+# %% ../nbs/31b_preference.ipynb #dcfef7fc
+def last_checkpoint(folder:Path, processes:int=1)->"str | None":
+    "The newest complete checkpoint of a trainer in `folder`; None without one."
+    def whole(p):
+        try: json.loads((p/"trainer_state.json").read_text())
+        except (OSError, ValueError): return False
+        return len(list(p.glob("rng_state*.pth"))) == processes
+    found = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit() and whole(p)]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
 def run_trainer(trainer, ctx)->dict:
-    "Train; returns steps, tokens, mean loss of the last epoch, and the log entries of all steps."
+    "Train, from the newest checkpoint that a killed training left; returns steps, tokens, mean loss of the last epoch, and the log entries of all steps."
     from transformers import PrinterCallback
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watcher(ctx))
-    trainer.train()
+    trainer.add_callback(watcher(ctx, trainer))
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir), processes()))
     log, state = [h for h in trainer.state.log_history if "loss" in h], trainer.state
     last = [h["loss"] for h in log if h["epoch"] > state.epoch-1] or [h["loss"] for h in log]
     return dict(steps=state.global_step, tokens=int(log[-1]["num_tokens"]), loss=float(np.mean(last)), log=log)
 
-# %% ../nbs/31b_preference.ipynb #02bd2dfb
-def save_trained(ctx, trainer, base, c):
-    "Write the trained weights and the base's tokenizer to `ctx.out/model`; clear what TRL left."
-    import shutil
-    from mathrepro.training import World, save_model
-    (ctx.out/"model").mkdir(parents=True, exist_ok=True)
-    save_model(trainer.accelerator.unwrap_model(trainer.model), ctx.out/"model", World(c), c.dtype, base)
-    shutil.rmtree(ctx.scratch/"trl", ignore_errors=True)
+# %% ../nbs/31b_preference.ipynb #a879a087
+def save_trained(out:Path, trainer, base, c):
+    "Write the trained weights and the base's tokenizer to `out`; every process must call it, one writes."
+    from types import SimpleNamespace
+    from mathrepro.training import save_model
+    acc = trainer.accelerator
+    if trainer.is_world_process_zero(): out.mkdir(parents=True, exist_ok=True)
+    save_model(trainer.model, out, SimpleNamespace(main=trainer.is_world_process_zero(), weights=lambda m: acc.get_state_dict(trainer.model_wrapped), plain=acc.unwrap_model), c.dtype, base)
+    acc.wait_for_everyone()
 
 def write_json(path, **what): path.write_text(json.dumps(what, indent=1))
 
-def starting_model(base, c):
-    "(model, tokenizer, parameters) of the folder `base`; the tokenizer pads with EOS where it has no padding token."
-    from mathrepro.models import load_model, load_tokenizer, pick_device
-    tok, model = load_tokenizer(base), load_model(base, device=pick_device(c.device))
+def starting_tokenizer(base):
+    "The tokenizer of the folder `base`; it pads with EOS where it has no padding token."
+    from mathrepro.models import load_tokenizer
+    tok = load_tokenizer(base)
     if tok.pad_token is None: tok.pad_token = tok.eos_token
-    return model, tok, sum(p.numel() for p in model.parameters())
+    return tok
+
+def starting_model(base, c):
+    "(model, tokenizer, parameters) of the folder `base`. One of several processes leaves it to the trainer to move the model."
+    from mathrepro.models import load_model, pick_device
+    model = load_model(base, device=pick_device(c.device) if processes() == 1 else "cpu")
+    return model, starting_tokenizer(base), sum(p.numel() for p in model.parameters())
 
 # %% ../nbs/31b_preference.ipynb #10bde034
 def sft_trainer(ctx, model, tokenizer, rows, c, seed:int):
@@ -241,20 +278,78 @@ def sft_trainer(ctx, model, tokenizer, rows, c, seed:int):
     return make_trainer(trl.SFTTrainer, model=model, args=args, train_dataset=data, processing_class=tokenizer)
 
 # %% ../nbs/31b_preference.ipynb #cbd301bb
-def qft(ctx, base:Path, problems:Path, prefix:str="chat", settings:dict=None, seed:int=0):
-    "Stage: fine-tune base/model to write the questions of problems.parquet after `prefix` ('chat' or a literal text). Writes model/ and training.json. `settings`: fields of `QFTConfig`."
-    c = configured(QFTConfig, settings)
-    model, tok, size = starting_model(base/"model", c)
-    head = find_prefix(tok, prefix)
-    found = encode_questions(tok, head, [p.problem for p in read_rows(problems/"problems.parquet", Problem)])
+def question_rows(tokenizer, prefix:Prefix, problems:Path)->tuple:
+    "(rows of token ids, counts of what was dropped) of problems.parquet. UserError when no question is left."
+    found = encode_questions(tokenizer, prefix, [p.problem for p in read_rows(problems/"problems.parquet", Problem)])
     rows = [r for r in found if not isinstance(r, str)]
     if not rows: raise UserError(f"{problems/'problems.parquet'} holds no usable question ({count_faults(found) or 'no rows'}); check the stage that made it")
-    trainer = sft_trainer(ctx, model, tok, rows, c, seed)
-    done = run_trainer(trainer, ctx)
-    save_trained(ctx, trainer, base/"model", c)
-    ctx.count(tokens_in=done["tokens"], flops=6*size*done["tokens"])
-    write_json(ctx.out/"training.json", rows=len(rows), problems=len(rows), **{k: done[k] for k in ("steps", "tokens", "loss")}, losses=[h["loss"] for h in done["log"]], dropped=count_faults(found),
+    return rows, count_faults(found)
+
+def qft(ctx, base:Path, problems:Path, prefix:str="chat", settings:dict=None, seed:int=0):
+    "Stage: fine-tune base/model to write the questions of problems.parquet after `prefix` ('chat' or a literal text). Writes model/ and training.json. `settings`: fields of `QFTConfig`."
+    c, tok = configured(QFTConfig, settings), starting_tokenizer(base/"model")
+    head = find_prefix(tok, prefix)
+    rows, dropped = question_rows(tok, head, problems)
+    done = trained(ctx, c, dict(what="qft", base=str(base), source=str(problems), prefix=prefix, settings=settings, seed=seed))
+    ctx.count(tokens_in=done["tokens"], flops=6*done["parameters"]*done["tokens"])
+    write_json(ctx.out/"training.json", rows=len(rows), problems=len(rows), **{k: done[k] for k in ("steps", "tokens", "loss")}, losses=[h["loss"] for h in done["log"]], dropped=dropped,
         cut=sum(len(r) > c.max_length for r in rows), prefix=head.text, joint=head.joint, prefix_tokens=len(head.ids))
+
+# %% ../nbs/31b_preference.ipynb #374f5b88
+def fit(ctx, what:str, base:str, source:str, prefix:str, settings:dict, seed:int, labels:str="as given")->dict:
+    "Train in this process, alone or one of several: 'qft' on problems.parquet, 'qpo' on pairs.parquet of the folder `source`. Writes `ctx.out/model`; returns what `run_trainer` returns, and `parameters`."
+    c, start, source = configured(QFTConfig if what == "qft" else QPOConfig, settings), Path(base)/"model", Path(source)
+    model, tok, size = starting_model(start, c)
+    head = find_prefix(tok, prefix)
+    if what == "qft": trainer = sft_trainer(ctx, model, tok, question_rows(tok, head, source)[0], c, seed)
+    else: trainer = dpo_trainer(ctx, (model, starting_model(start, c)[0]), tok, head, pair_rows(tok, head, source, c, seed, labels)[0], c, seed)
+    done = run_trainer(trainer, ctx)
+    save_trained(ctx.out/"model", trainer, start, c)
+    return dict(done, parameters=size)
+
+def trained(ctx, c, job:dict)->dict:
+    "`fit` here, or in the processes that `c.launch` starts; then the checkpoints go."
+    import shutil
+    done = launched(ctx, c.launch, job) if c.launch else fit(ctx, **job)
+    shutil.rmtree(ctx.scratch/"trl", ignore_errors=True)
+    return done
+
+# %% ../nbs/31b_preference.ipynb #129c7fb8
+class Place(NamedTuple):
+    "What a launched process needs of its stage: two folders; it reports nothing."
+    out: Path; scratch: Path
+    def report(self, *args): pass
+
+def launched(ctx, launch:str, job:dict)->dict:
+    "`fit` in processes started by the command `launch`; they end with this one. UserError with what they said when they fail."
+    import gc, shlex, subprocess, torch
+    from functools import partial
+    from mathrepro.workers import die_with_parent
+    gc.collect(); torch.cuda.empty_cache()                       # what was measured here leaves the GPU to them
+    config, result = ctx.scratch/"job.json", ctx.scratch/"done.json"
+    write_json(config, job=job, out=str(ctx.out), scratch=str(ctx.scratch)); result.unlink(missing_ok=True)
+    try: done = subprocess.run([*shlex.split(launch), "-m", "mathrepro.preference", "--config", str(config)], capture_output=True, text=True, preexec_fn=partial(die_with_parent, os.getpid()))
+    except OSError as e: raise UserError(f"launch {launch!r} cannot be started: {e}") from None
+    said = [l for l in done.stderr.splitlines() if l.strip()] or ["no output"]
+    told = [l.partition("mathrepro: error: ")[2] for l in said if "mathrepro: error: " in l]
+    if done.returncode or not result.exists(): raise UserError(f"training under {launch!r} failed: {(told or said[-1:])[0]}")
+    return json.loads(result.read_text())
+
+# %% ../nbs/31b_preference.ipynb #18fda878
+def main(argv=None)->int:
+    "`python -m mathrepro.preference --config job.json`: one of the processes of `launched`; the first writes scratch/done.json."
+    import argparse, sys, torch
+    from mathrepro.workers import die_with_parent
+    die_with_parent(os.getppid())
+    a = argparse.ArgumentParser(prog="mathrepro.preference", description="Train a question generator as a JSON file says; started by the setting `launch`.")
+    a.add_argument("--config", required=True, help="JSON: job {what, base, source, prefix, settings, seed}, out, scratch")
+    spec = json.loads(Path(a.parse_args(argv).config).read_text())
+    place = Place(Path(spec["out"]), Path(spec["scratch"]))
+    try: done = fit(place, **spec["job"])
+    except UserError as e: print(f"mathrepro: error: {e}", file=sys.stderr); return 2
+    if os.environ.get("RANK", "0") == "0": write_json(place.scratch/"done.json", **done)
+    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    return 0
 
 # %% ../nbs/31b_preference.ipynb #229ed617
 class Coded(NamedTuple):
@@ -363,20 +458,22 @@ def dpo_trainer(ctx, models, tokenizer, prefix:Prefix, arm, c, seed:int):
     return trainer
 
 # %% ../nbs/31b_preference.ipynb #15570e21
+def pair_rows(tokenizer, prefix:Prefix, pairs:Path, c, seed:int, labels:str)->tuple:
+    "(preferences to train on, held-out pairs, counts by fate) of pairs.parquet."
+    coded, counts = usable_pairs(read_rows(pairs/"pairs.parquet", Pair), tokenizer, prefix, c.max_length)
+    train, held = hold_out(coded, c.held_out, seed)
+    return preferences(train, labels, seed, c.limit), held, counts
+
 def qpo(ctx, base:Path, pairs:Path, prefix:str="chat", settings:dict=None, seed:int=0, labels:str="as given"):
     "Stage: prefer rewrites to originals (pairs.parquet) by DPO from base/model; `labels`: an arm of `LABELS`; `settings`: fields of `QPOConfig`. Writes model/, training.json, metrics.json, heldout.parquet."
-    c = configured(QPOConfig, settings)
-    model, tok, size = starting_model(base/"model", c)
-    reference, head = starting_model(base/"model", c)[0], find_prefix(tok, prefix)
-    coded, counts = usable_pairs(read_rows(pairs/"pairs.parquet", Pair), tok, head, c.max_length)
-    train, held = hold_out(coded, c.held_out, seed)
-    arm = preferences(train, labels, seed, c.limit)
-    before = pair_logprobs(reference, held, len(head.ids))
-    trainer = dpo_trainer(ctx, (model, reference), tok, head, arm, c, seed)
-    done = run_trainer(trainer, ctx)
-    save_trained(ctx, trainer, base/"model", c)
-    rows = held_rows(held, before, pair_logprobs(starting_model(ctx.out/"model", c)[0], held, len(head.ids)))      # as it was saved
-    ctx.count(tokens_in=done["tokens"], flops=8*size*done["tokens"])
+    c, tok = configured(QPOConfig, settings), starting_tokenizer(base/"model")
+    head = find_prefix(tok, prefix)
+    arm, held, counts = pair_rows(tok, head, pairs, c, seed, labels)
+    likely = lambda folder: pair_logprobs(starting_model(folder/"model", c)[0], held, len(head.ids))
+    before = likely(base)
+    done = trained(ctx, c, dict(what="qpo", base=str(base), source=str(pairs), prefix=prefix, settings=settings, seed=seed, labels=labels))
+    rows = held_rows(held, before, likely(ctx.out))              # as it was saved
+    ctx.count(tokens_in=done["tokens"], flops=8*done["parameters"]*done["tokens"])
     write_table(ctx.out/"heldout.parquet", rows, HeldPair)
     write_json(ctx.out/"metrics.json", **reward_metrics(rows, c.beta))
     write_json(ctx.out/"training.json", **qpo_record(done, arm, held, counts, labels, head))
@@ -475,3 +572,6 @@ def mix(ctx, folders:list, n:int=None, seed:int=0):
     ctx.commit("questions-00000.parquet", to_table(rows, GeneratedQuestion))
     write_table(ctx.out/"problems.parquet", as_problems(rows), Problem)
     write_json(ctx.out/"metrics.json", samples=len(rows), kept=len(rows), distinct=len({r.id for r in rows}), by_generator={g: sum(r.generator == g for r in rows) for g in sorted({r.generator for r in rows})})
+
+# %% ../nbs/31b_preference.ipynb #a10463e9
+if __name__ == "__main__" and globals().get("__file__"): raise SystemExit(main())   # a notebook has no __file__

@@ -79,6 +79,57 @@ def test_killed_sampling_goes_on(done, tmp_path):
     assert file_hash(resumed["ask"].file("problems.parquet")) == file_hash(s["ask"].file("problems.parquet"))
     assert next(r for r in again.ledger() if r["name"] == "ask")["sessions"] > 1
 
+def write_inputs(place, n=96):
+    "Folders of a small base model, its seed problems and pairs, as stages leave them."
+    base, seeds, pairs = (Context(place / name) for name in ("base", "seeds", "pairs"))
+    arms.base_model(base, "world:xs"); arms.load_problems(seeds, "world", "train", n=n, seed=1); world_pairs(pairs, seeds.out)
+    return base.out, seeds.out, pairs.out
+
+def stage(what, place, inputs, **settings):
+    "One training stage in the folder `place`; returns its output folder."
+    base, seeds, pairs = inputs
+    ctx = Context(place)
+    if what == "qft": P.qft(ctx, base, seeds, "Question: ", {**QFT, "epochs": 3, **settings}, seed=1)
+    else: P.qpo(ctx, base, pairs, "Question: ", {**QPO, "epochs": 3, **settings}, seed=1)
+    return ctx.out
+
+def same_output(a, b):
+    files = sorted(str(f.relative_to(a)) for f in a.rglob("*") if f.is_file())
+    assert files == sorted(str(f.relative_to(b)) for f in b.rglob("*") if f.is_file()) and "model/model.safetensors" in files
+    for f in files: assert file_hash(a / f) == file_hash(b / f), f
+
+@pytest.mark.parametrize("what, settings", [("qft", {}), ("qft", dict(packing="bfd")), ("qpo", {})])
+def test_killed_training_goes_on(what, settings, tmp_path, monkeypatch):
+    "Killed after a checkpoint in the second epoch, training goes on from there, and ends with the bytes of a training that nobody disturbed: RNG, order of rows, counts."
+    inputs, how = write_inputs(tmp_path), dict(settings, save_every=2)
+    calm, place = stage(what, tmp_path / "calm", inputs, **how), tmp_path / "killed"
+    total = json.loads((calm / "training.json").read_text())["steps"]
+    call = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_preference as t; from pathlib import Path; t.stage({what!r}, Path({str(place)!r}), tuple(map(Path, {tuple(map(str, inputs))!r})), **{how!r})"
+    p, late = subprocess.Popen([sys.executable, "-c", call]), 2 * math.ceil(total / 4)
+    deadline = time.monotonic() + 240
+    while not (place / "scratch" / "trl" / f"checkpoint-{late}" / "trainer_state.json").exists() and p.poll() is None and time.monotonic() < deadline: time.sleep(0.002)
+    p.send_signal(signal.SIGKILL)
+    assert p.wait() == -9, "it was killed while it trained"
+    found, real = [], P.last_checkpoint
+    monkeypatch.setattr(P, "last_checkpoint", lambda *a: found.append(real(*a)) or found[-1])
+    same_output(stage(what, place, inputs, **how), calm)
+    assert len(found) == 1 and found[0] and int(found[0].rsplit("-", 1)[1]) >= late - 2, "it went on from a checkpoint"
+    assert not (place / "scratch" / "trl").exists()
+
+@pytest.mark.parametrize("what", ["qft", "qpo"])
+def test_two_processes_train_as_one(what, tmp_path):
+    "Two processes on the CPU: the same steps, tokens and, but for rounding, losses as one process; errors come through as one line. (Batches are full: accelerate would fill a last one with rows from the beginning.)"
+    from toys import script
+    inputs, launch = write_inputs(tmp_path, 64), f"{script('torchrun')} --standalone --nproc_per_node 2"      # what `accelerate launch` starts on GPUs; with --cpu it starts one process
+    one, two = (json.loads((stage(what, tmp_path / name, inputs, max_steps=4, device="cpu", **more, **({} if what == "qft" else dict(limit=32))) / "training.json").read_text()) for name, more in (("one", {}), ("two", dict(launch=launch))))
+    assert one["steps"] == two["steps"] == 4 and one["tokens"] == two["tokens"]
+    losses = lambda t: t["losses"] if what == "qft" else t["log"]["loss"]
+    np.testing.assert_allclose(losses(one), losses(two), rtol=2e-4)
+    if what == "qft":
+        with pytest.raises(UserError, match="batch_size 15 cannot be shared by 2 processes") as e: stage(what, tmp_path / "odd", inputs, batch_size=15, device="cpu", launch=launch)
+        assert "\n" not in str(e.value)
+        with pytest.raises(UserError, match="cannot be started"): stage(what, tmp_path / "absent", inputs, device="cpu", launch="no-such-launcher --now")
+
 def test_trl_computes_the_published_losses(done, tmp_path):
     "The first losses of both trainers beside formulas written out here, with a reference that is not the policy."
     import torch
