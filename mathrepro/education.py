@@ -180,7 +180,7 @@ def read_pair(text:str, finish:str="stop")->Reply:
     whole = unfenced(text)
     plain = without_code(whole)[0]
     found = marked_sections(whole, plain)
-    if not found.texts: found = headed_sections(whole, plain)
+    if len(found.texts) < 2 and len((other := headed_sections(whole, plain)).texts) > len(found.texts): found = other
     texts = {k: t for k, v in found.texts.items() if any(map(str.isalnum, t := unfenced(v)))}
     for k in ("problem", "solution"):
         if k not in texts: return _failed(text, f"no {k}", texts, finish)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from random import Random
 from ..answers import extract, same
 from ..config import UserError
-from ..education import STAGES, WORLD_STEPS, asked_form, compact_pair, read_pair
+from ..education import WORLD_STEPS, asked_form, compact_pair, read_pair
 from .base import Completion, Usage, check_request, row_seed
 from .critic import difficulty, fault
 from .teacher import CLOSERS, DELTAS, ESSAY, LINKS, OPENERS, REFUSALS, mistaken, numbered, ended, spoiled, start_number, worded
