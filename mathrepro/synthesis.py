@@ -9,7 +9,8 @@ __all__ = ['PER_TEXT', 'ENOUGH', 'KEEP', 'NONE', 'EXECUTED', 'PARTS', 'MEASURES'
            'calculations', 'consistent_text', 'consistent_program', 'has_program', 'consistent', 'by_consistency',
            'by_agreement', 'solved_by', 'Executed', 'executed', 'by_execution', 'ScreenedRow', 'with_verdict',
            'run_filters', 'filter_inputs', 'screen', 'screened_counts', 'problem_of', 'write_screened', 'Truth',
-           'truth_of', 'good', 'shares_of', 'truths_of', 'fidelity_of', 'Fidelity', 'fidelity', 'part_rows', 'mixture']
+           'truth_of', 'good', 'shares_of', 'truths_of', 'fidelity_of', 'Fidelity', 'fidelity', 'deserving',
+           'filters_against_truth', 'part_rows', 'mixture']
 
 # %% ../nbs/57_synthesis.ipynb #074a9550
 import json, math, re
@@ -17,9 +18,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
-from .arms import TrainRow
+from .arms import TrainRow, prompt_of
 from .config import UserError, nearest
-from .education import STAGES, TEXT_STAGES, WORLD_STEPS, compact_pair, read_pair, request_for
+from .education import STAGES, TEXT_STAGES, compact_pair, read_pair, request_for
 from .engines.base import engine_modules, load_engine
 from .kernels import text_hash
 from .prompts import valid
@@ -341,7 +342,7 @@ def run_filters(rows, parts, how, progress=iter)->tuple:
 def filter_inputs(parts, references, solved)->dict:
     "What the filters need. Raises UserError for an unknown filter, or when what it needs is not given."
     bad = next((p for p in parts if p not in PARTS), None)
-    if bad is not None: raise UserError(f"unknown filter {bad!r}{nearest(bad, PARTS)}; choose of {', '.join(PARTS)}")
+    if bad is not None: raise UserError(f"unknown filter {bad!r}{nearest(bad, PARTS)}")
     if len(set(parts)) < len(parts): raise UserError(f"parts={list(parts)}: name every filter at most once")
     if "decontamination" in parts and not references: raise UserError("the filter 'decontamination' needs references, stages with the test problems; give them or leave the filter out of parts")
     if "agreement" in parts and not solved: raise UserError("the filter 'agreement' needs solved, an arms.solve stage on the problems of an earlier screen stage; give it or leave the filter out of parts")
@@ -356,7 +357,7 @@ def screen(ctx, synthesised:list, references:list=None, parts:list=("decontamina
     repeated = len(rows) - len({r.id for r in rows})
     if repeated: raise UserError(f"{repeated} replies are there twice; give every write stage once, and other seeds to stages that ask the same of the same writer")
     how = dict(filter_inputs(parts, references, solved), least=least, unknown=unknown, ngram=ngram, near_test=near_test, near=near, same_numbers=same_numbers, exact=exact, limits=limits or {}, ctx=ctx)
-    screened, steps = run_filters(rows, list(parts), how)
+    screened, steps = run_filters(rows, list(parts), how, lambda names: ctx.progress(names, len(names), "filters"))
     write_screened(ctx.out, screened, steps)
 
 # %% ../nbs/57_synthesis.ipynb #4202d066
@@ -402,16 +403,12 @@ class Truth:
 MEASURES = ("readable", "solvable", "right", "of_stage", "on_text", "good")
 
 def truth_of(r, request)->Truth:
-    "Hold one reply against the world."
-    from mathrepro.answers import extract, same
-    from mathrepro.engines.critic import solvable
-    from mathrepro.world.problems import answer, parse
+    "Hold one reply against the world (`engines.author.judge_pair`)."
+    from mathrepro.engines.author import judge_pair
     if not r.ok: return Truth(r.id, r.stage, 0, -1, -1, -1, -1, -1)
-    problem = " ".join(r.problem.split())
-    if not solvable(problem): return Truth(r.id, r.stage, 1, 0, -1, -1, -1, -1)
-    used, points, said = [s.point for s in parse(problem).steps], set(json.loads(request.points)), extract(r.solution, "hash")
-    on = int(not points.isdisjoint(used)) if points else -1
-    return Truth(r.id, r.stage, 1, 1, int(said is not None and same(said, answer(problem))), int(len(used) == WORLD_STEPS[r.stage]), on, len(used))
+    j = judge_pair(r.problem, r.solution, request.text, r.stage)
+    if not j["solvable"]: return Truth(r.id, r.stage, 1, 0, -1, -1, -1, -1)
+    return Truth(r.id, r.stage, 1, 1, int(j["right"]), int(j["of_stage"]), int(j["on_text"]) if request.points != "[]" else -1, j["steps"])
 
 # %% ../nbs/57_synthesis.ipynb #b2792441
 def good(t)->bool:
@@ -460,6 +457,32 @@ def fidelity(ctx, synthesised:list, screened:Path=None, level:float=0.95):
     write_table(ctx.out/"truths.parquet", truths, Truth)
     (ctx.out/"fidelity.json").write_text(json.dumps(dict(replies=len(truths), **{r["measure"]: r["share"] for r in rows if r["stage"] == "all"})))
 
+# %% ../nbs/57_synthesis.ipynb #36507c81
+def deserving(rows, references)->dict:
+    "{filter: bool or None per row: should it go?}; None where the filter or the truth says nothing."
+    from mathrepro.screening import problem_key
+    keys, seen, tests = [problem_key(r.problem) if r.ok else None for r in rows], set(), {problem_key(t.problem) for t in references}
+    again = [None if k is None else k in seen or seen.add(k) is not None for k in keys]
+    truths = [truth_of(r, Request("", "", r.stage, "", "", "[]", "[]")) for r in rows]
+    wrong = [None if t.right < 0 else not t.right for t in truths]
+    return dict(decontamination=[None if k is None else k in tests for k in keys], consistency=wrong, agreement=wrong, execution=wrong, duplicates=again)
+
+# %% ../nbs/57_synthesis.ipynb #c544bbbb
+def filters_against_truth(screened, references=None, level:float=0.95)->list:
+    """One dict per filter used: filter, rows (it and the truth say something of), removed, deserved, right (removed and deserved), precision, recall (None where there is nothing to divide by), precision_low, precision_high, recall_low, recall_high.
+    screened: folder of a `screen` stage; references: folders with problems.parquet. Verdicts are those of each filter alone, on problems of the world."""
+    from mathrepro.stats import wilson
+    rows, out = read_rows(Path(screened)/"screened.parquet", ScreenedRow), []
+    truth = deserving(rows, problems_in(references))
+    for part in PARTS:
+        said = [(getattr(r, part) == "drop", t) for r, t in zip(rows, truth[part]) if getattr(r, part) and t is not None]
+        if not said: continue
+        right, n = sum(a and b for a, b in said), dict(precision=sum(a for a, _ in said), recall=sum(b for _, b in said))
+        row = dict(filter=part, rows=len(said), removed=n["precision"], deserved=n["recall"], right=right)
+        for k, of in n.items(): row |= {k: right/of if of else None} | dict(zip((f"{k}_low", f"{k}_high"), wilson(right, of, level)))
+        out.append(row)
+    return out
+
 # %% ../nbs/57_synthesis.ipynb #8fcffc5e
 ORDERS = ("in turn", "shuffled")
 
@@ -470,12 +493,14 @@ def part_rows(part, count, seed:int)->list:
     order = sorted(range(len(rows)), key=lambda i: (text_hash("mixture", seed, rows[i].problem_id, rows[i].solution), i))
     return [rows[i] for i in order[:count]]
 
-def mixture(ctx, parts:list, counts:list=None, order:str="in turn", seed:int=0):
-    """Stage: rows.parquet (arms.TrainRow) with counts[i] rows (None: all) of each folder of parts, counts.json. order: "in turn" (part after part, each in random order; train with the order kept) or "shuffled". Raises UserError for too few rows, none at all or an unknown order."""
+def mixture(ctx, parts:list, counts:list=None, order:str="in turn", seed:int=0, templates:list=None):
+    """Stage: rows.parquet (arms.TrainRow) with counts[i] rows (None: all) of each folder of parts, counts.json. order: "in turn" (part after part, each in random order; train with the order kept) or "shuffled"; templates[i]: a text with {problem} that the problems of part i are put into (then train with the template "{problem}").
+    Raises UserError for too few rows, none at all or an unknown order."""
     if order not in ORDERS: raise UserError(f"order={order!r}: use {' or '.join(ORDERS)}")
     counts = list(counts) if counts is not None else [None]*len(parts)
     if len(counts) != len(parts): raise UserError(f"mixture: {len(parts)} parts but {len(counts)} counts; give one count (or None) for each part")
     taken = [part_rows(p, c, seed) for p, c in zip(parts, counts)]
+    if templates: taken = [[replace(r, problem=prompt_of(t, r.problem)) for r in part] for part, t in zip(taken, templates, strict=True)]
     rows = [r for part in taken for r in part]
     if not rows: raise UserError("mixture: no rows; give at least one part with rows")
     if order == "shuffled": rows = [rows[i] for i in sorted(range(len(rows)), key=lambda i: (text_hash("order", seed, rows[i].problem_id, rows[i].solution), i))]
