@@ -50,6 +50,7 @@ def address_space()->int:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     return high
 
+# %% ../nbs/12b_confined.ipynb #2eeaace8
 def limit(base:int, memory:int, cpu:int):
     "Hard limits of a program: `memory` bytes on top of `base`, `cpu` seconds, no file written, no process started, few descriptors."
     caps = dict(AS=base + memory, CPU=cpu, NOFILE=64, FSIZE=0, CORE=0, NPROC=0, MEMLOCK=0, MSGQUEUE=0)
@@ -172,6 +173,7 @@ def attend(control, job:dict, fds:list, base:int, bpf:bytes):
     status, usage = watch(control, pid)
     control.send(json.dumps(dict(event="ended", status=os.waitstatus_to_exitcode(status), seconds=time.monotonic() - start, cpu=usage.ru_utime + usage.ru_stime)).encode())
 
+# %% ../nbs/12b_confined.ipynb #f9e62f45
 def serve():
     "The waiting process: one job after the other until the socket ends."
     control, base = socket.socket(fileno=0), 0

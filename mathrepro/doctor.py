@@ -73,7 +73,8 @@ def tools() -> list:
 # %% ../nbs/63_doctor.ipynb #2719a8e1
 def programs() -> list:
     "What holds model-written programs here."
-    from mathrepro.isolation import BACKENDS, probe, versions
+    from mathrepro.isolation import probe
+    from mathrepro.rights import BACKENDS, versions
     tried = [probe(b) for b in BACKENDS]
     held = [f"{versions(p.backend)} ({p.tried} ways out tried, none open)" for p in tried if p.ok]
     lack = [f"{p.backend}: {p.why}" for p in tried if not p.ok]

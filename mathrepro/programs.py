@@ -10,8 +10,10 @@ __all__ = ['PYTHON2', 'ProgramResult', 'last_error', 'why', 'truncated', 'result
 import atexit, math, os, re, threading
 from typing import NamedTuple
 from .config import UserError
-from .isolation import Limits, Outcome, choose, end, restart, start, versions, work
+from .isolation import choose
 from .provenance import cores
+from .rights import versions
+from .zygotes import Limits, Outcome, end, restart, start, work
 
 # %% ../nbs/12_programs.ipynb #0d866da4
 class ProgramResult(NamedTuple):

@@ -4,8 +4,9 @@ from pathlib import Path
 import psutil
 import pytest
 from mathrepro.config import UserError
-from mathrepro.isolation import BACKENDS, probe
-from mathrepro.programs import close_pool, pool, run_program, run_programs
+from mathrepro.isolation import probe
+from mathrepro.programs import close_pool, run_program, run_programs
+from mathrepro.rights import BACKENDS
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="programs need Linux")
 pytestmark = linux
