@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['POOLS', 'METHODS', 'MATCHES', 'read_texts', 'text_rows', 'texts_as_rows', 'owners_of', 'term_counts', 'okapi_floor',
            'idf_of', 'bm25_weights', 'bm25', 'bm25_tasks', 'task_texts', 'token_rows', 'batch_losses', 'row_losses',
-           'Value', 'pooled', 'ranked', 'value_rows', 'by_random', 'by_length', 'by_bm25', 'by_influence', 'by_loss',
-           'needed', 'rows_to_value', 'value_counts', 'value', 'Chosen', 'sizes_of', 'best_texts', 'write_chosen',
-           'tied_at_cut', 'values_for', 'choose', 'same_tokens', 'same_both', 'control', 'Steps', 'steps_of',
-           'precision_steps', 'average_precision', 'area_under_curve', 'Judged', 'judged', 'precision_at', 'lift_curve',
-           'measures', 'drawn', 'quality_table']
+           'Value', 'pooled', 'ranked', 'value_rows', 'by_random', 'by_length', 'by_bm25', 'by_influence',
+           'by_relevance', 'by_loss', 'needed', 'rows_to_value', 'value_counts', 'value', 'Chosen', 'sizes_of',
+           'best_texts', 'write_chosen', 'tied_at_cut', 'values_for', 'choose', 'same_tokens', 'same_both', 'control',
+           'Steps', 'steps_of', 'precision_steps', 'average_precision', 'area_under_curve', 'Judged', 'judged',
+           'precision_at', 'lift_curve', 'measures', 'drawn', 'quality_table']
 
 # %% ../nbs/58a_valuation.ipynb #c6c08cbb
 import json, math
@@ -44,6 +44,7 @@ def texts_as_rows(ctx, texts:Path):
     "Stage: rows.parquet with each text as a row (to be read with the template `{problem}`), for gradients of the texts themselves."
     write_table(ctx.out/"rows.parquet", text_rows(read_texts(texts)), TrainRow)
 
+# %% ../nbs/58a_valuation.ipynb #48864a6a
 def owners_of(row_ids, synthesised:list=None)->list:
     "The text id of each row id: by the `synthesis.write` stages that the rows come from, or, without them, the row id itself. Raises UserError for a row that no stage wrote."
     if not synthesised: return list(row_ids)
@@ -204,6 +205,12 @@ def by_influence(rows, how):
     from mathrepro.influence import influence_scores
     return influence_scores(needed(how, "features"), needed(how, "targets"), **how["options"])
 
+# %% ../nbs/58a_valuation.ipynb #14b5cf28
+def by_relevance(rows, how):
+    "The known relevance of a row's text: what a perfect ranking would give. NaN where it is unknown."
+    known = needed(how, "relevant")
+    return [math.nan if known[o] < 0 else float(known[o]) for o in how["owners"]]
+
 def by_loss(rows, how, sign=1.0):
     "Mean token loss of the completions under the reference model."
     return sign*row_losses(needed(how, "model")/"model", [(prompt_of(how["template"], r.problem), r.solution) for r in rows], ctx=how["ctx"], **how["options"])
@@ -214,7 +221,7 @@ def needed(how, name:str):
     return how[name]
 
 # %% ../nbs/58a_valuation.ipynb #5c4ff7d2
-METHODS = {"influence": by_influence, "bm25": by_bm25, "high-loss": by_loss, "low-loss": lambda rows, how: by_loss(rows, how, -1.0), "length": by_length, "random": by_random}
+METHODS = {"influence": by_influence, "bm25": by_bm25, "high-loss": by_loss, "low-loss": lambda rows, how: by_loss(rows, how, -1.0), "length": by_length, "random": by_random, "relevance": by_relevance}
 
 def rows_to_value(table, rows, features, synthesised)->tuple:
     "(TrainRow rows, or what stands for them; text id of each): from rows.parquet, of the rows behind features, or the texts themselves. Raises UserError when rows and features are not of the same rows."
@@ -234,13 +241,14 @@ def value_counts(values, how)->dict:
 def value(ctx, texts:Path, how:str, rows:Path=None, synthesised:list=None, features:Path=None, targets:list=None, target:list=None, model:Path=None, template:str="{problem}", pool:str="mean", seed:int=0, options:dict=None):
     """Stage: values.parquet (Value, one for each text), counts.json.
 
-    how: a name of `METHODS` ("loss" is "high-loss"); rows: folder with rows.parquet (of `synthesis.screen`, or of `texts_as_rows`; default: the texts themselves); synthesised: the `synthesis.write` stages behind the rows, which know their texts; features, targets: stages of `influence.features` of the rows (form adam) and
+    how: a name of `METHODS` ("loss" is "high-loss"; "relevance" reads the column of the texts); rows: folder with rows.parquet (of `synthesis.screen`, or of `texts_as_rows`; default: the texts themselves); synthesised: the `synthesis.write` stages behind the rows, which know their texts; features, targets: stages of `influence.features` of the rows (form adam) and
     of each task (form plain), for influence; target: folders with problems.parquet, one for each task, for bm25; model: stage with the reference model, template: its prompt, for the losses; pool: "mean" or "max" over the rows of a text; options: arguments of `influence_scores`, `bm25` or `row_losses`.
     Raises UserError when something is missing, or when no text gets a value."""
     table, how = read_texts(texts), "high-loss" if how == "loss" else how
     if how not in METHODS: raise UserError(f"how={how!r} is unknown; choose one of {', '.join(METHODS)}")
     data, owners = rows_to_value(table, rows, features if how == "influence" else None, synthesised)
-    settings, ids = dict(ctx=ctx, how=how, owners=owners, features=features, targets=targets, target=target, model=model, template=template, pool=pool, seed=seed, options=options or {}), table["id"].to_pylist()
+    relevant = dict(zip(table["id"].to_pylist(), table["relevant"].to_pylist())) if "relevant" in table.column_names else None
+    settings, ids = dict(ctx=ctx, how=how, owners=owners, relevant=relevant, features=features, targets=targets, target=target, model=model, template=template, pool=pool, seed=seed, options=options or {}), table["id"].to_pylist()
     found = value_rows(ids, owners, METHODS[how](data, settings) if data else [], pool, seed, [r.problem_id for r in data])
     write_table(ctx.out/"values.parquet", found, Value)
     (ctx.out/"counts.json").write_text(json.dumps(value_counts(found, settings)))
