@@ -47,7 +47,7 @@ def file_stem(profile, overrides) -> str:
     return f"{profile},{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 # %% ../nbs/06_notebooks.ipynb #c49c1472
-REPORTING = {"cli.py", "doctor.py", "site.py", "page.py", "readme.py", "notebooks.py", "_modidx.py"}  # what these say changes no result
+REPORTING = {"cli.py", "doctor.py", "site.py", "page.py", "readme.py", "notebooks.py", "status.py", "slurm.py", "_modidx.py"}  # what these say changes no result
 
 def code_digest() -> str:
     "sha256 over the package's source files that can change a result."
