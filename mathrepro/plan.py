@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 'REQUESTS', 'SCALEQUEST', 'SCALEQUEST_NOTES',
-           'UNTUNED', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_MODELS', 'JIUZHANG_TOOLS',
+           'UNTUNED', 'SINGLE', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_MODELS', 'JIUZHANG_TOOLS',
            'JIUZHANG_RUNS', 'JIUZHANG_TOKENS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds',
            'money', 'parameters_of', 'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally',
            'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data',
@@ -319,15 +319,16 @@ def scalequest_beside(works, d:Device)->list:
     return [*rows, beside_row("total", t["total_gpu_hours"], sum(r["plan, GPU-h"] for r in rows))]
 
 # %% ../nbs/63a_plan.ipynb #99460c88
-UNTUNED, FILTERS = 3, ("language", "solvability", "difficulty", "near-duplicates")    # as in the study: questions asked without QFT per question asked with it; the filters that an arm leaves out
+UNTUNED, SINGLE, FILTERS = 3, 2, ("language", "solvability", "difficulty", "near-duplicates")    # as in the study: questions asked without QFT per question asked with it, and of one generator per question asked of two; the filters that an arm leaves out
 WRITERS = ("no QFT", "QFT", "QPO", "QPO, length", "QPO, random", "QPO, joint")
 
 def scalequest_arms(p:dict)->list:
     "[(seed, kind of writer, generators, questions asked of each, rows, filtered)] of all data sets whose questions are made anew."
     both, top, kinds = tuple(p["generators"]), max(p["sizes"]), {"all": "QPO", "no QPO": "QFT", "no filters": "QPO", "no QPO, no filters": "QFT", "no QFT": "no QFT"}
-    arms = {**{a: (k, both) for a, k in kinds.items()}, **{f"only {g}": ("QPO", (g,)) for g in both}, **{f"no {f} filter": ("QPO", both) for f in FILTERS}}
-    asked = lambda kind, gens, rows: math.ceil(rows*p["surplus"]*(UNTUNED if kind == "no QFT" else 1)/len(gens))
-    out = [(s, k, g, asked(k, g, p["size"]), p["size"], "no filters" not in a) for s in p["seeds"] for a, (k, g) in arms.items()]
+    arms = {a: (k, both) for a, k in kinds.items()}
+    single = {**{f"only {g}": ("QPO", (g,)) for g in both}, **{f"no {f} filter": ("QPO", both) for f in FILTERS}}
+    asked = lambda kind, gens, rows: math.ceil(rows*p["surplus"]*(UNTUNED if kind == "no QFT" else SINGLE if len(gens) == 1 else 1)/len(gens))
+    out = [(s, k, g, asked(k, g, p["size"]), p["size"], "no filters" not in a) for seeds, part in ((p["seeds"], arms), (p["side_seeds"], single)) for s in seeds for a, (k, g) in part.items()]
     return out + [(s, "QPO", both, asked("QPO", both, top), top, True) for s in p["side_seeds"] if top != p["size"]]
 
 # %% ../nbs/63a_plan.ipynb #9acc72f1
@@ -339,16 +340,16 @@ def scalequest_counts(p:dict)->dict:
     draws = {(s, k, g, n) for s, k, gs, n in mixed for g in gs} | {(s, k, first, p["judged"]) for s in seeds for k in WRITERS}
     fits = {(p["base"], i, rows*e) for i, (*_, rows, _) in enumerate(arms)}
     fits |= {(p["base"], more, s, size*e) for more in ("random", "majority", "RFT-style", "seeds, as many steps") for s in seeds} | {(p["base"], f"{n} rows", s, n*e) for n in p["sizes"] if n != top for s in side}
-    return dict(gens=gens, first=first, seeds=len(seeds), arms=len(arms), mixed=mixed, draws=draws, fits=fits, questions=sum(n*len(gs) for _, _, gs, n in mixed), answered=sum(min(2*rows, n*(len(set(gs))*keep if f else len(gs))) for _, _, gs, n, rows, f in arms),
+    return dict(gens=gens, first=first, seeds=len(seeds), arms=len(arms), mixed=mixed, draws=draws, fits=fits, questions=sum(n*len(gs) for _, _, gs, n in mixed), answered=sum(min(math.ceil(p.get("spare", 2.0)*rows), n*(len(set(gs))*keep if f else len(gs))) for _, _, gs, n, rows, f in arms),
                 subsets=(len(p["sizes"]) - 1)*len(side), **{part: rows_of(p["data"], part) for part in ("train", "valid", "test")})
 
 # %% ../nbs/63a_plan.ipynb #dd2b246e
 def scalequest_study(p:dict, notes:list)->list:
     "Work of a ScaleQuest study, all arms and seeds."
     c, sft, world = scalequest_counts(p), p["sft"], p["data"]["dataset"] == "world"
-    c |= dict(world=world, answers=c["seeds"]*c["train"]*p["k"], fresh=c["seeds"]*c["valid"]*p["k"], test=c["test"]*(7 if world else 1))
+    c |= dict(world=world, answers=c["seeds"]*c["train"]*p["k"], fresh=c["seeds"]*c["valid"]*p["k"], test=c["test"]*(len(p["data"].get("levels") or range(7)) if world else 1))
     (q, a), long = lengths(p["data"]["dataset"]), lengths("levels" if world else p["data"]["dataset"])
-    notes += ["a data set answers two questions per row wanted, if the filters leave so many: 51.3 % of the questions where all filters are used (ScaleQuest, Sec. 2.4); one generator named twice writes the same questions twice", "half of the problems have right and wrong answers, for the reward head to learn from: ours",
+    notes += [f"a data set answers {p.get('spare', 2.0):g} questions per row wanted, if the filters leave so many: 51.3 % of the questions where all filters are used (ScaleQuest, Sec. 2.4); one generator named twice writes the same questions twice", "half of the problems have right and wrong answers, for the reward head to learn from: ours",
               "tokens of requests to the critic and of its replies: " + ", ".join("{} {} and {}".format(k, *REQUESTS["world" if world else "real"][k]) for k in ("rewriting", "judging")) + ("; measured: the smoke profile" if world else "; ours, the paper prints none")]
     bases = len({p["base"], *c["gens"]})
     return [Work("problems and base models", "process", c["train"] + c["valid"] + c["test"], stages=3 + bases, prefix="data base"), *scalequest_writers(p, c, q, a, notes),
@@ -382,11 +383,11 @@ def scalequest_screening(p:dict, c:dict, q:float, notes:list)->list:
 
 def scalequest_heads(p:dict, c:dict, q:float, a:float, notes:list)->list:
     "Answers to seed and fresh problems, and the two heads that learn from the former."
-    n, seeds, k, first, e = c["train"], c["seeds"], p["k"], c["first"], p["head"].get("epochs", 1)
-    pairs = n/2*min(p["head"].get("pairs", 4), k - 1)
+    n, seeds, k, first, e = c["train"], c["seeds"], p["k"], c["first"], {h: p["head"].get(h, {}).get("epochs", 1) for h in ("difficulty", "reward")}
+    pairs = n/2*min(p["head"].get("reward", {}).get("pairs", 4), k - 1)
     return [*answering("answers to the problems", "tries fresh-tries", {first: (2*seeds, seeds*(n + c["valid"]), k)}, q, a, p["sft"], notes), Work("labels for the heads", "process", 2*c["answers"], stages=2*seeds, prefix="fail-rates reward-rows"),
-            Work("difficulty head", "train", seeds*n*e, seeds*n*e*q, 0, weight(p["base"], notes), 6, seeds, "difficulty-head", model=p["base"]),
-            Work("reward head", "train", seeds*pairs*e, seeds*pairs*e*2*(q + a), 0, weight(first, notes), 6, seeds, "reward-head", model=first)]
+            Work("difficulty head", "train", seeds*n*e["difficulty"], seeds*n*e["difficulty"]*q, 0, weight(p["base"], notes), 6, seeds, "difficulty-head", model=p["base"]),
+            Work("reward head", "train", seeds*pairs*e["reward"], seeds*pairs*e["reward"]*2*(q + a), 0, weight(first, notes), 6, seeds, "reward-head", model=first)]
 
 def scalequest_answers(p:dict, c:dict, q:float, a:float, notes:list)->list:
     "From kept questions to rows: responses, rewards, choice."

@@ -99,9 +99,9 @@ def declared(paper, profile, home, overrides=()):
         study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, sampling=p["sampling"], k=p["k"], ks=p["ks"], few=p["side_seeds"])
         m.declare_sft(study, p["fractions"]); m.declare_selections(study, p["pool"], p["rules"]); m.declare_arms(study); m.declare_ladder(study, p["ladder"]); m.declare_votes(study, p["vote"])
     elif paper == "scalequest":
-        keys = ("generators", "prefix", "qft", "qpo", "draw", "screen", "reply", "head", "pairs", "k", "size", "sizes", "surplus")
+        keys = ("generators", "prefix", "qft", "qpo", "draw", "screen", "reply", "head", "pairs", "k", "size", "sizes", "surplus", "spare")
         study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, critic=p["critic"] or {"engine": "world-critic"}, few=p["side_seeds"], **{k: p[k] for k in keys})
-        m.declare_seeds(study); m.declare_data(study); m.declare_sizes(study); m.declare_controls(study, p["judged"]); m.declare_students(study)
+        m.declare_seeds(study); m.declare_data(study); m.declare_single(study); m.declare_sizes(study); m.declare_controls(study, p["judged"]); m.declare_students(study)
     elif paper == "jiuzhang":
         keys = ("target", "texts", "stages", "ask", "writer", "draw", "influence", "methods", "first", "k", "size", "mass", "surplus", "price", "screen", "tool", "one_run")
         study = m.Study(run, p["seeds"], p["base"], p["data"], profile=profile, how=how, author=p["author"] or {"engine": "world-author"}, **{k: p[k] for k in keys})
@@ -130,7 +130,7 @@ def test_scalequest_samples_are_those_of_the_study(profile, tmp_path):
     for w in plan("scalequest", profile).works: made[w.prefix] = made.get(w.prefix, 0) + w.samples
     drawn = lambda first: sum(s.params["n"] for s in stages if s.name.startswith(first + "/"))
     assert (made["questions"], made["pool"]) == (drawn("questions"), drawn("pool"))
-    assert planning.UNTUNED == scalequest.UNTUNED and planning.FILTERS == scalequest.FILTERS[:-1]
+    assert (planning.UNTUNED, planning.SINGLE) == (scalequest.UNTUNED, scalequest.SINGLE) and planning.FILTERS == scalequest.FILTERS[:-1]
 
 def test_scalequest_paper_plans_one_data_set():
     ours, theirs = plan("scalequest", "paper"), plan_of("scalequest", {}, "paper")
