@@ -393,9 +393,9 @@ def copies(ctx, book: Book, rules: Rules) -> tuple:
 def pairs(ctx, book: Book, fresh, rules: Rules) -> list:
     "Step 3, pairs-*.bin: for each band and part of the buckets, who meets whom; the files."
     n_bands, parts = len(unpack(book.files[0])["keys"]), 1 + book.rows // PART
-    for i, _, _, path in ctx.shards(n_bands * parts, 1, "pairs", ".bin"):
+    for i, _, _, path in ctx.shards(n_bands * parts, 1, f"pairs-{parts}", ".bin"):
         ctx.commit(path, pack(dict(codes=bucket_pairs(*part_of(book, lambda a: a["keys"][i // parts], fresh, i % parts, parts)))))
-    return [ctx.out/f"pairs-{i:05d}.bin" for i in range(n_bands * parts)]
+    return [ctx.out/f"pairs-{parts}-{i:05d}.bin" for i in range(n_bands * parts)]
 
 # %% ../nbs/53a_bulk.ipynb #8c62f37f
 def pairs_between(files, lo: int, hi: int) -> np.ndarray:
@@ -521,9 +521,10 @@ def enough(counts: dict, rows) -> dict:
 
 # %% ../nbs/53a_bulk.ipynb #793d34dc
 def fingerprint(paths, options) -> str:
-    "What a piece of work depends on: options, and name, size and time of every file."
+    "What a piece of work depends on: code, options, and name, size and time of every file."
+    from mathrepro.keys import code_hash
     stat = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for p in paths for f in parquet_files(p)]
-    return json.dumps([stat, {k: str(v) for k, v in sorted(options.items())}])
+    return json.dumps([code_hash("mathrepro.bulk"), stat, {k: str(v) for k, v in sorted(options.items())}])
 
 def drawn(bar):
     "What passes the progress of a stage on to a `progress.bar`."
