@@ -8,7 +8,7 @@ config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 s = config["DEFAULT"]
 lib, status = s["lib_name"], {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}[s["status"]]
-extras = {k.removesuffix("_requirements").replace("_", "-"): split(v) for k, v in s.items() if k.endswith("_requirements")}
+extras = {k.removesuffix("_requirements").replace("_", "-"): v.split() for k, v in s.items() if k.endswith("_requirements")}
 
 class Dist(Distribution):
     "An editable install asks has_data before it copies data_files; without it the kernelspec is left out."
@@ -25,7 +25,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else s["description"],
     long_description_content_type="text/markdown",
     packages=find_packages(include=[s["lib_path"], s["lib_path"] + ".*"]), include_package_data=True,
-    install_requires=split(s["requirements"]), extras_require=extras,
+    install_requires=s["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": split(s["console_scripts"]), "nbdev": [f"{lib}={s['lib_path']}._modidx:d"],
                   "nbconvert.exporters": [f"{lib}={lib}.report:ReportExporter"],
                   "papermill.engine": [f"{lib}={lib}.papermill_engine:HonestEngine"]},

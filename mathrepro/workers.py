@@ -38,10 +38,11 @@ def read_journal(path) -> tuple:
 
 # %% ../nbs/03e_workers.ipynb #cec71b8a
 def keep_only(out, files) -> dict:
-    "Delete everything under `out` that is not one of `files` unharmed; returns the files that stay."
+    "Delete everything under `out` that is not one of `files` unharmed, nor a checkpoint that a killed training left (`.checkpoint…`); returns the files that stay."
     kept, out = {}, Path(out)
     for p in sorted(out.rglob("*"), reverse=True):
         name = str(p.relative_to(out))
+        if any(part.startswith(".checkpoint") for part in p.relative_to(out).parts): continue
         if p.is_dir() and not p.is_symlink():
             if not any(p.iterdir()): p.rmdir()
         elif name in files and p.stat().st_size == files[name]["bytes"] and file_hash(p) == files[name]["sha256"]: kept[name] = files[name]

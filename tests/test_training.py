@@ -46,6 +46,34 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, base):
     assert json.loads(last.stdout)["steps"] == 96
 
 
+STAGE = """
+import sys
+from pathlib import Path
+from mathrepro.arms import train
+from mathrepro.workers import Context
+base, rows, folder = map(Path, sys.argv[1:])
+train(Context(folder), base.parent, rows, dict(epochs=12, batch_size=16, learning_rate=2e-3, save_every=5, device="cpu"), "{problem}")
+"""
+
+
+def test_killed_stage_goes_on_from_its_checkpoint(tmp_path, base):
+    from mathrepro.arms import TrainRow
+    from mathrepro.records import write_table
+    from mathrepro.workers import Context
+    (tmp_path / "base").mkdir(); (tmp_path / "base/model").symlink_to(base)
+    (tmp_path / "rows").mkdir(); write_table(tmp_path / "rows/rows.parquet", [TrainRow(str(i), r["prompt"], r["response"], "gold") for i, r in enumerate(ROWS)], TrainRow)
+    command = lambda name: [sys.executable, "-c", STAGE, str(tmp_path / "base/model"), str(tmp_path / "rows"), str(tmp_path / name)]
+    assert subprocess.run(command("whole"), env=environment()).returncode == 0
+    p, checkpoint = subprocess.Popen(command("cut"), env=environment()), tmp_path / "cut/out/model/.checkpoint"
+    while p.poll() is None and not checkpoint.exists(): time.sleep(0.002)
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert p.returncode == -signal.SIGKILL
+    Context(tmp_path / "cut")                                   # a new session keeps it
+    assert checkpoint.exists()
+    assert subprocess.run(command("cut"), env=environment()).returncode == 0
+    assert files(tmp_path / "cut/out/model") == files(tmp_path / "whole/out/model") and not checkpoint.exists()
+
+
 def test_checkpoint_of_other_settings_is_refused(tmp_path, base):
     (tmp_path / "out").mkdir()
     from mathrepro.config import UserError
