@@ -21,7 +21,7 @@ from .records import read_rows
 # %% ../nbs/57a_warmup.ipynb #49663fe7
 @dataclass
 class WarmUpConfig:
-    "Settings of a LoRA warm-up. `fraction` of the rows (at least one batch's worth where there are so many); `batch_size` rows per optimiser step; `max_length` tokens (None: what the model reads, at most 2,048)."
+    "Settings of a LoRA warm-up. `fraction` of the rows (at least one batch); `batch_size` rows per optimiser step; `max_length` tokens (None: what the model reads, at most 2,048)."
     fraction: float = 0.05
     epochs: int = 4                       # one checkpoint each
     rank: int = 128
@@ -100,7 +100,7 @@ def read_moments(folder: Path, weights: dict) -> dict:
     for n, p in weights.items():
         for k in "mv":
             if f"{k}.{n}" not in found: raise UserError(f"the optimiser state {folder.name}/{path.name} lacks the moments of {n}; it belongs to other weights or has taken no step")
-            if found[f"{k}.{n}"].shape != p.shape: raise UserError(f"the optimiser state {folder.name}/{path.name} has shape {tuple(found[f'{k}.{n}'].shape)} for {n}, the weight {tuple(p.shape)}; it belongs to another adapter")
+            if found[f"{k}.{n}"].shape != p.shape: raise UserError(f"the optimiser state {folder.name}/{path.name} has another shape for {n} than the weight {tuple(p.shape)}; it belongs to another adapter")
     return found
 
 def by_name(state: dict, names: list) -> dict:
@@ -196,6 +196,6 @@ def open_checkpoint(base: Path, checkpoint: Path, device="cpu", dtype="float32")
     "(model with its adapter, in evaluation mode; names of the adapter's weights). Raises UserError when the adapter does not fit the model."
     from peft import PeftModel
     try: model = PeftModel.from_pretrained(load_model(base, dtype=dtype, device=device), str(checkpoint), is_trainable=True, autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError, OSError) as e: raise UserError(f"the adapter of checkpoint {checkpoint.name} does not fit the model in {Path(base).parent.name}: {str(e).splitlines()[0][:140]}") from None
+    except (ValueError, RuntimeError, KeyError, OSError) as e: raise UserError(f"the adapter of checkpoint {checkpoint.name} does not fit the model: {str(e).splitlines()[0][:140]}") from None
     names = list(trainable(model))
     return model.eval().requires_grad_(False), names
