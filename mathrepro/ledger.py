@@ -79,13 +79,14 @@ def read_cost(path) -> dict:
     except (OSError, ValueError): return {}
 
 def read_log(folder) -> list:
-    "The events of a run, oldest first: dicts with t (seconds since 1970), event, and what belongs to it. A half-written line is skipped."
+    "The events of a run, oldest first: dicts with t (seconds since 1970), event, and what belongs to it. A line that a kill or the disk tore is skipped."
     rows = []
     try: lines = (Path(folder) / "log.jsonl").read_text(errors="replace").splitlines()
     except FileNotFoundError: return rows
     for l in lines:
-        try: rows.append(json.loads(l))
-        except ValueError: pass
+        try: r = json.loads(l)
+        except ValueError: continue
+        if isinstance(r, dict) and "t" in r and "event" in r: rows.append(r)
     return rows
 
 # %% ../nbs/03c_ledger.ipynb #fd738b51
@@ -98,7 +99,7 @@ def elapsed(folder, keys) -> float:
     total, session = 0.0, []
     for r in [*read_log(folder), {"event": "compute"}]:
         if r["event"] == "compute":
-            if any(e.get("key") in keys for e in session): total += session[-1]["t"] - session[0]["t"]
+            if any(e.get("key") in keys for e in session): total += max(session[-1]["t"] - session[0]["t"], 0.0)   # the clock may have been set back
             session = []
         session.append(r)
     return total

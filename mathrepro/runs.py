@@ -305,7 +305,9 @@ def write_run(run, stages):
     "run.json: which stages this run is made of (what `prune` goes by)."
     rows = [{"name": s.name, "key": s.key, "function": s.function, "inputs": [i.key for i in s.inputs]} for s in stages.values()]
     path, value = run.folder / "run.json", {"name": run.name, "stages": rows}
-    if not path.exists() or json.loads(path.read_text()) != value: write_json(path, value)
+    try: same = json.loads(path.read_text()) == value
+    except (FileNotFoundError, ValueError): same = False   # not there yet, or torn
+    if not same: write_json(path, value)
 
 # %% ../nbs/03_runs.ipynb #fee278e4
 def ledger(run) -> list:

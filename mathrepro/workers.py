@@ -31,6 +31,7 @@ def read_journal(path) -> tuple:
     for line in lines:
         try: row = json.loads(line)
         except ValueError: continue
+        if not isinstance(row, dict): continue
         if "session" in row: costs.append({})
         elif "cost" in row and costs: costs[-1] = row["cost"]
         if "file" in row: files[row["file"]] = row

@@ -1,0 +1,12 @@
+"Stages for tests/chaos.py; workers import them by name."
+from mathrepro.engines.base import load_engine
+
+def asked(ctx, url: str, n: int, size: int = 10, max_wait: float = 20.0):
+    "Questions to a server, sharded; the replies of an unfinished shard are kept in the engine's journal."
+    engine = load_engine(dict(engine="endpoint", base_url=url, model="toy", api="completions", concurrency=4, timeout=1.0, max_wait=max_wait, journal=str(ctx.scratch / "replies.jsonl")))
+    try:
+        for i, lo, hi, path in ctx.shards(n, size):
+            done = engine.generate([f"{k} + {k} =" for k in range(lo, hi)], max_new_tokens=8)
+            ctx.count(tokens_in=sum(c.prompt_tokens for c in done), tokens_out=sum(c.new_tokens for c in done))
+            ctx.commit(path, [{"item": lo + c.prompt_index, "text": c.text, "finish": c.finish} for c in done])
+    finally: engine.close()
