@@ -35,11 +35,9 @@ class Study(base.Study):
     draw: dict = field(default_factory=dict)         # temperature, top_p, max_new_tokens of the synthesis model
     influence: dict = field(default_factory=dict)    # warm, features: settings of `warmup.warm_up` and `influence.features`
     methods: list = field(default_factory=list)      # ways of choosing texts
-    first: int = 60                                  # texts at random that the first synthesis model learns from
-    k: int = 48                                      # texts chosen by value
-    size: int = 256                                  # rows of the compared arms
+    first: int = 60; k: int = 48                     # texts at random that the first synthesis model learns from, and texts chosen by value
+    size: int = 256; mass: int = 512                 # rows of the compared arms, and of the boosted model's large data set
     surplus: float = 2.0                             # replies of the author asked for per row wanted
-    mass: int = 512                                  # rows of the boosted model's large data set
     one_run: dict = field(default_factory=dict)      # training of the one run over all data, over `how["sft"]`
     price: float = 10.0                              # cost of an author's reply in replies of the synthesis model
     screen: dict = field(default_factory=dict)       # settings of `synthesis.screen`
