@@ -24,8 +24,7 @@ from .models import CrossEntropySum, fuse, hidden_states, is_lean, load_model, l
 class SFTConfig:
     "Settings of one training run. `batch_size`: rows per optimiser step over all processes; `micro_tokens`: tokens in memory at a time (None: 2,048 on CPU, 16,384 on GPU)."
     epochs: int = 3; batch_size: int = 128
-    learning_rate: float = 2e-5
-    warmup_ratio: float = 0.03
+    learning_rate: float = 2e-5; warmup_ratio: float = 0.03
     schedule: str = "cosine"              # cosine | linear | constant | wsd: warm-up, stable, then linear decay
     decay_ratio: float = 0.15; final_ratio: float = 0.1   # wsd: share of the steps that decay, and the share of the rate they end at
     shuffle: bool = True                  # False: rows in the order given, in every epoch
