@@ -1,5 +1,6 @@
 "Valuation as stages of a run: world texts, pairs that a world author writes from them, real gradients; packages that score the same; bad input. Function-level tests are in nbs/58a."
 import json, math, sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np, pytest
@@ -42,7 +43,8 @@ def pipeline(home, workers=0, n=60):
     s["features"] = run.stage("features", influence.features, base=s["base"], warm=s["warm"], rows=s["pairs"], template="plain", settings=dict(dim=256, shard=32))
     s["examples"] = [run.stage(f"examples/{t}", arms.gold_rows, problems=p) for t, p in zip(TARGET, s["target"])]
     s["targets"] = [run.stage(f"targets/{t}", influence.features, base=s["base"], warm=s["warm"], rows=e, form="plain", template="plain", settings=dict(dim=256)) for t, e in zip(TARGET, s["examples"])]
-    need = {"influence": dict(features=s["features"], targets=s["targets"]), "bm25": dict(target=s["target"]), "high-loss": dict(model=s["base"], template="plain"), "low-loss": dict(model=s["base"], template="plain")}
+    s["common"] = run.stage("common", influence.features, base=s["base"], warm=s["warm"], rows=s["pairs"], form="plain", template="plain", settings=dict(dim=256, shard=32))
+    need = {"influence": dict(features=s["features"], targets=s["targets"]), "centred-influence": dict(features=s["features"], targets=s["targets"], common=s["common"]), "bm25": dict(target=s["target"]), "high-loss": dict(model=s["base"], template="plain"), "low-loss": dict(model=s["base"], template="plain")}
     for how in valuation.METHODS:
         s[how] = run.stage(f"value/{how}", valuation.value, texts=s["texts"], how=how, rows=s["pairs"], synthesised=[s["said"]], pool="max", seed=3, **need.get(how, {}))
     s["chosen"] = run.stage("chosen", valuation.choose, texts=s["texts"], values=s["bm25"], k=15, tokenizer=s["base"])
@@ -72,6 +74,10 @@ def test_every_method_values_every_text_through_its_pairs(done):
             if how in each and v.rows: assert abs(v.value - max(each[how][of[v.text_id]])) < 1e-12
         best = [v.value for v in sorted(values, key=lambda v: v.rank) if v.rows]
         assert best == sorted(best, reverse=True) and s[how].json("counts.json")["rows"] == len(rows)
+    one = valuation.centred_scores(*([np.concatenate([x for _, x in influence.feature_blocks(f.path, n)]) for n in (0, 1)] for f in (s["features"],)), [[np.concatenate([x for _, x in influence.feature_blocks(t.path, n)]) for n in (0, 1)] for t in s["targets"]],
+                                   [np.concatenate([x for _, x in influence.feature_blocks(s["common"].path, n)]) for n in (0, 1)], s["warm"].json("warm_up.json")["weights"])
+    found = {v.text_id: v.value for v in read_rows(s["centred-influence"].file("values.parquet"), Value)}
+    assert all(abs(found[i] - max(one[of[i]])) < 1e-9 for i in ids if of[i]), "blocks of shards give what whole arrays give"
     high, low = ({v.text_id: v.value for v in read_rows(s[h].file("values.parquet"), Value)} for h in ("high-loss", "low-loss"))
     single = [i for i in ids if len(of[i]) == 1]
     assert single and all(high[i] == -low[i] > 0 for i in single)
@@ -144,12 +150,18 @@ def test_bad_input_is_named(tmp_path):
         valuation.value(ctx(), texts, "length", rows=folder(tmp_path / "strange", rows=[TrainRow("other", "p", "s", "gold")]))
     with pytest.raises(UserError, match="two texts have the same id"): valuation.value(ctx(), folder(tmp_path / "twice", texts=some_texts(1) * 2), "length")
     with pytest.raises(UserError, match="needs features"): valuation.value(ctx(), texts, "influence")
+    with pytest.raises(UserError, match="needs relevant"): valuation.value(ctx(), folder(tmp_path / "bare", texts=bare_texts()), "relevance")
     with pytest.raises(UserError, match="task 0 has no problems"): valuation.value(ctx(), texts, "bm25", target=[folder(tmp_path / "none", problems=read_empty())])
     c = ctx(); valuation.value(c, texts, "length")
     with pytest.raises(UserError, match="all 6 values are 4"): valuation.choose(ctx(), texts, c.out, k=2)
     with pytest.raises(UserError, match="1 of 7 texts have no row"): valuation.choose(ctx(), folder(tmp_path / "more", texts=some_texts(7)), c.out, k=2)
     with pytest.raises(UserError, match="no texts"): valuation.value(ctx(), folder(tmp_path / "empty", texts=read_empty(SourceText)), "length")
     assert judged(c.out, texts).unknown == 2
+
+def bare_texts():
+    "Texts of which only the id and the words are known."
+    import pyarrow as pa
+    return pa.table(dict(id=["a", "b"], text=["Two pens.", "Three pens."]))
 
 def read_empty(row=Problem):
     from mathrepro.records import schema
@@ -160,7 +172,7 @@ def test_a_text_without_a_finite_score_is_last_and_named(tmp_path):
     texts = folder(tmp_path / "texts", texts=some_texts())
     features, target = folder(tmp_path / "features", rows=[influence.FeatureRow(f"t{i}", 3, 1.0, 1.0, "ok") for i in range(6)]), tmp_path / "target"
     rng = np.random.default_rng(0)
-    about = dict(rows=6, dim=4, settings={}, checkpoints=[dict(name="epoch-1", learning_rate=1e-3)])
+    about = dict(rows=6, dim=4, settings=asdict(influence.FeatureConfig()), checkpoints=[dict(name="epoch-1", learning_rate=1e-3)])
     x = rng.normal(size=(6, 4)).astype(np.float32); x[2] = np.nan
     np.save(features / "features-1-00000.npy", x); (features / "features.json").write_text(json.dumps(about))
     target.mkdir(); np.save(target / "features-1-00000.npy", x[:2]); (target / "features.json").write_text(json.dumps(dict(about, rows=2)))
