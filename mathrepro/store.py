@@ -81,8 +81,8 @@ def disk_error(exc, folder) -> "UserError | None":
     "The `UserError` for an exception that means a full disk or a folder that cannot be written, else None."
     code, text, named = getattr(exc, "errno", None), str(exc), getattr(exc, "filename", None)
     place = Path(os.fsdecode(named)).parent if isinstance(named, (str, bytes)) else Path(folder)
-    place = place if place.exists() else Path(folder)
-    free = lambda: f"{shutil.disk_usage(place if place.exists() else '/').free / 2**20:,.0f} MiB free"
+    place = place if os.path.exists(place) else Path(folder)   # False, too, where one may not look
+    free = lambda: f"{shutil.disk_usage(place if os.path.exists(place) else '/').free / 2**20:,.0f} MiB free"
     remedy = "make room (mathrepro.runs.prune() lists what no run needs) or set MATHREPRO_HOME to another disk, then run again: finished work is kept"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text or "os error 28" in text:
         return UserError(f"no disk space left in {place} ({free()}); {remedy}")

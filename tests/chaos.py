@@ -99,12 +99,11 @@ def strike(root, victim, rng):
 
 class Aim:
     "When to strike: `seconds` after the start, or after a stage begins in this session."
-    def __init__(self, rng, stages, done, hits, total):
-        left = [n for n in stages if n not in done]
+    def __init__(self, rng, stages, spent, hits, total):
+        left = [n for n in stages if n not in spent]
         self.stage = None
         if not left or rng.random() < 0.25: self.seconds = rng.uniform(0, total); return
-        kinds = sorted({n.split("/")[0] for n in left})
-        kind = min(kinds, key=lambda k: (hits[k], rng.random()))
+        kind = min(dict.fromkeys(n.split("/")[0] for n in left), key=lambda k: hits[k])     # of equals the earliest
         self.stage = rng.choice([n for n in left if n.split("/")[0] == kind])
         self.seconds = rng.uniform(0, stages[self.stage])
 
@@ -121,12 +120,13 @@ VICTIMS = {"all": 4, "command": 2, "kernel": 2, "worker": 2}
 
 def one_round(pipeline, home, calm, rng, record, kills, log):
     "Start, kill, start again … until it is done or `kills` are reached; then let it finish. Adds to record['kills']; the round's own record."
-    folder, snaps, mine, start, refused, failed = pipeline.folder(home), [], [], time.time(), 0, []
+    folder, snaps, mine, start, refused, failed, aimed = pipeline.folder(home), [], [], time.time(), 0, [], set()
     while True:
         began, free = time.time(), len(record["kills"]) < kills
         p = pipeline.start(home, log)
         done = {r["name"] for r in read_log(folder) if r["event"] in ("done", "cached")}
-        aim = Aim(rng, calm["stages"], done, record["hits"], calm["seconds"]) if free else None
+        aim = Aim(rng, calm["stages"], done | aimed, record["hits"], calm["seconds"]) if free else None
+        if aim: aimed.add(aim.stage)     # once a round, else the last stage would take all kills
         if aim and await_aim(aim, p, folder, began):
             victim, procs = strike(p, rng.choices(list(VICTIMS), VICTIMS.values())[0], rng)
             now, (names, seconds) = time.time(), in_flight(folder, home, time.time())
@@ -240,8 +240,7 @@ def full_disk(where, calm):
 
 def read_only(where, calm):
     "The folder loses its write permission while the run is under way, and gets it back."
-    home = where / "home"; home.mkdir(); os.chmod(home, 0o777)
-    for p in [where, *where.parents][:3]: os.chmod(p, os.stat(p).st_mode | 0o55)
+    home = Path(tempfile.mkdtemp(prefix="chaos-")); os.chmod(home, 0o777)     # a short path: the user without rights must reach it
     code = f"import os, time, pandas, pyarrow.parquet, mathrepro.provenance as pv; pv.provenance()\nif os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\ntry: {toys(home, workers=0)}\nexcept Exception as e: print(type(e).__name__, e)"
     p = subprocess.Popen([sys.executable, "-c", PRELUDE + code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while len(list(home.glob("work/*/out/shard-*"))) < 2: time.sleep(0.01); assert p.poll() is None, p.stdout.read()
@@ -249,7 +248,8 @@ def read_only(where, calm):
     out, before = p.communicate(timeout=60)[0], kept(home)
     for d in (home / "store", *home.glob("work/*/out")): os.chmod(d, 0o777)
     code, more = python(toys(home)); assert code == 0, more
-    return outcome(home, calm, one_line(out, ["UserError", "cannot write"]), remade=sum(map(len, lost(home, before))))
+    try: return outcome(home, calm, one_line(out, ["UserError", "cannot write"]), remade=sum(map(len, lost(home, before))))
+    finally: shutil.rmtree(home)
 
 CLOCK = """import time, itertools
 real, jumps = time.time, itertools.cycle([0, 86400, -3600, 10 * 365 * 86400, -20 * 365 * 86400, 7, -7])
