@@ -117,9 +117,9 @@ def reference(study, s:int)->dict:
     warm = base.known(study, ("warm-up", s), warmup.warm_up, base=start, rows=rows, settings=study.influence["warm"], template=template, seed=s)
     texts = base.known(study, ("text rows", s), valuation.texts_as_rows, texts=study.extra["texts", s])
     features = lambda name, rows, form, template: base.known(study, (name, s), influence.features, base=start, warm=warm, rows=rows, form=form, template=template, settings=study.influence["features"])
-    return dict(model=model, features=features("gradients", texts, "adam", "{problem}"), targets=[features("gradients of the target", study.extra["examples rows"], "plain", template)], target=[study.extra["examples"]])
+    return dict(model=model, features=features("gradients", texts, "adam", "{problem}"), common=features("plain gradients", texts, "plain", "{problem}"), targets=[features("gradients of the target", study.extra["examples rows"], "plain", template)], target=[study.extra["examples"]])
 
-NEEDS = {"influence": ("features", "targets"), "bm25": ("target",), "high-loss": ("model",), "low-loss": ("model",)}
+NEEDS = {"influence": ("features", "targets"), "centred-influence": ("features", "targets", "common"), "bm25": ("target",), "high-loss": ("model",), "low-loss": ("model",)}
 
 def valued(study, how:str, s:int):
     "Stages: the values of all texts by one method, and the k best texts."
