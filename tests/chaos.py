@@ -102,7 +102,8 @@ class Aim:
     def __init__(self, rng, stages, spent, hits, total):
         left = [n for n in stages if n not in spent]
         self.stage = None
-        if not left or rng.random() < 0.25: self.seconds = rng.uniform(0, total); return
+        if not left or rng.random() < 0.25: self.seconds = rng.uniform(0, total / 3); return
+        left = left[:12]     # not far ahead, so that a round takes many kills
         kind = min(dict.fromkeys(n.split("/")[0] for n in left), key=lambda k: hits[k])     # of equals the earliest
         self.stage = rng.choice([n for n in left if n.split("/")[0] == kind])
         self.seconds = rng.uniform(0, stages[self.stage])
@@ -171,8 +172,8 @@ def undisturbed(pipeline, home, log):
     stages = {r["name"]: r["wall_s"] for r in read_log(pipeline.folder(home)) if r["event"] == "done"}
     return dict(data=data(home), stages=stages, seconds=time.time() - start)
 
-def chaos(pipeline, kills, seed, where):
-    "`kills` kills; the record."
+def chaos(pipeline, kills, seed, where, save=None):
+    "`kills` kills; the record, which is also given to `save` after each round."
     where, rng = Path(where), random.Random(seed)
     where.mkdir(parents=True, exist_ok=True)
     calm = undisturbed(pipeline, where / "calm", where / "calm.log")
@@ -183,12 +184,16 @@ def chaos(pipeline, kills, seed, where):
         record["rounds"].append(r := one_round(pipeline, home, calm, rng, record, kills, where / f"round-{len(record['rounds'])}.log"))
         print(f"round {len(record['rounds'])}: {r['kills']} kills, same bytes: {r['same_bytes']}, lost stages {len(r['lost_stages'])}, lost shards {len(r['lost_shards'])}, refused {r['refused']}, failed {r['failed']}, {r['seconds']} s", flush=True)
         if r["same_bytes"] and not r["failed"]: shutil.rmtree(home)
+        summarise(record)
+        if save: save(record)
+    return record
+
+def summarise(record):
+    "Add the sums."
     kills_of = record["kills"]
-    record["hits"] = dict(record["hits"])
     record["summary"] = dict(kills=len(kills_of), recovered=sum(k["recovered"] for k in kills_of), victims=dict(Counter(k["victim"] for k in kills_of)), in_a_stage=sum(bool(k["under_way"]) for k in kills_of),
                              lost_stages=sum(len(r["lost_stages"]) for r in record["rounds"]), lost_shards=sum(len(r["lost_shards"]) for r in record["rounds"]), in_flight_s=round(sum(k["in_flight_s"] for k in kills_of), 1),
                              refused=sum(r["refused"] for r in record["rounds"]), orphans=sum(k["orphans"] for k in kills_of), seconds=round(sum(r["seconds"] for r in record["rounds"]), 1))
-    return record
 
 # ---- other faults, with small pipelines
 
@@ -482,16 +487,17 @@ def main(argv=None):
     a.add_argument("--injections", action="store_true"); a.add_argument("--overhead", action="store_true"); a.add_argument("--out", default="chaos.json"); a.add_argument("--where", help="folder for the runs (default: a temporary one, removed at the end)")
     a = a.parse_args(argv)
     where, pipeline, record = Path(a.where or tempfile.mkdtemp(prefix="chaos-")), Pipeline(a.paper, a.profile), {}
+    def save(record):
+        from mathrepro.provenance import provenance
+        Path(a.out).write_text(json.dumps({**record, "made_with": provenance()}, indent=1, default=str) + "\n")
     try:
         if a.overhead: record["overhead"] = overhead(pipeline, where / "overhead"); print(json.dumps(record["overhead"]), flush=True)
         if a.injections:
             record["injections"] = []
             for n in INJECTIONS: record["injections"].append(r := inject(n, where / "injections")); print(json.dumps(r), flush=True)
-        if a.kills: record["chaos"] = chaos(pipeline, a.kills, a.seed, where)
+        if a.kills: record["chaos"] = chaos(pipeline, a.kills, a.seed, where, lambda r: save({**record, "chaos": r}))
     finally:
-        from mathrepro.provenance import provenance
-        record["made_with"] = provenance()
-        Path(a.out).write_text(json.dumps(record, indent=1, default=str) + "\n")
+        save(record)
         if not a.where: shutil.rmtree(where, ignore_errors=True)
     print(table(record))
     good = all(r["same_bytes"] and r["found"] and not r["lost"] for r in record.get("injections", [])) and ("chaos" not in record or record["chaos"]["summary"]["recovered"] == a.kills and not record["chaos"]["summary"]["lost_stages"] + record["chaos"]["summary"]["lost_shards"])
