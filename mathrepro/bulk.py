@@ -9,10 +9,11 @@ __all__ = ['BATCH', 'BITS', 'PART', 'SLACK', 'Group', 'parquet_files', 'row_grou
            'first_rows', 'bucket_pairs', 'Shelf', 'Originals', 'shingles_in', 'candidates', 'measured_pairs', 'nearest',
            'resolve', 'texts_behind', 'columns_read', 'rules_checked', 'scan', 'copies', 'pairs', 'pairs_between',
            'originals', 'ids_of', 'Verdicts', 'reasons', 'chosen', 'judged', 'with_reasons', 'write', 'clean_bulk',
-           'enough', 'fingerprint', 'drawn', 'work_folder', 'clean_files', 'train_rows']
+           'enough', 'fingerprint', 'drawn', 'work_folder', 'unfinished', 'clean_files', 'train_rows']
 
 # %% ../nbs/53a_bulk.ipynb #5bf6d140
 import json, os, re, shutil
+from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -248,7 +249,7 @@ class Book:
     def __init__(self, files):
         self.files, sizes = list(files), [int(unpack(f)["n"][0]) for f in files]
         self.starts = offsets_of(np.array(sizes, np.int64))
-        self.rows = int(self.starts[-1])
+        self.first, self.rows = self.starts.tolist(), int(self.starts[-1])
         if self.rows >= 2**31: raise UserError(f"{self.rows:,} rows; at most {2**31 - 1:,} can be cleaned at once: divide the files")
     def file_of(self, rows): return np.searchsorted(self.starts, rows, "right") - 1
 
@@ -295,7 +296,7 @@ class Shelf:
     "Shingles of single rows, read from the files of a scan."
     def __init__(self, book: Book): self.book, self.open = book, {}
     def row(self, i: int) -> np.ndarray:
-        f = int(self.book.file_of(i))
+        f = bisect_right(self.book.first, i) - 1
         handle, at, left = self.file(f)
         k = int(np.searchsorted(left, i - self.book.starts[f]))
         lo, hi = np.frombuffer(os.pread(handle, 16, at["offsets"][2] + 8 * k), np.int64).tolist()
@@ -304,7 +305,7 @@ class Shelf:
         if f not in self.open:
             if len(self.open) >= 200: self.close()
             path = self.book.files[f]
-            self.open[f] = os.open(path, os.O_RDONLY), places(path), np.array(unpack(path)["row"])
+            self.open[f] = os.open(path, os.O_RDONLY), places(path), unpack(path)["row"].astype(np.int64)
         return self.open[f]
     def close(self):
         while self.open: os.close(self.open.popitem()[1][0])
@@ -373,16 +374,17 @@ def resolve(index: Originals, lo: int, hi: int, near: dict):
         else: index.of[i], index.score[i] = nearest(index, i, near[i])
 
 # %% ../nbs/53a_bulk.ipynb #c5314111
-def texts_behind(folders, text: str = "problem") -> list:
-    "(id, text) of test questions or seeds: problems.parquet of a stage, else all Parquet of a folder, or a file; each text once. Raises UserError naming a file without the column."
+def texts_behind(folders, text: str) -> list:
+    "(id, text) of test questions or seeds (column problem, else `text`): problems.parquet of a stage, else all Parquet of a folder, or a file; each text once. Raises UserError naming a file without the column."
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders or [])
     out = {}
     for p in (p/"problems.parquet" if (p/"problems.parquet").exists() else p for p in map(Path, folders)):
         groups = row_groups(parquet_files(p))
         for piece in batches(groups, 0):
             names = piece[2].schema.names
-            if text not in names: raise UserError(f"{piece[0].path}: no column {text}; it has {', '.join(names)}; rename it")
-            out |= zip(values_of(piece, text), ids_in(piece, names, None))
+            column = "problem" if "problem" in names else text
+            if column not in names: raise UserError(f"{piece[0].path}: no column {column}; it has {', '.join(names)}; rename it")
+            out |= zip(values_of(piece, column), ids_in(piece, names, None))
     return [(i, t) for t, i in out.items()]
 
 def columns_read(groups, rules: Rules) -> list:
@@ -407,11 +409,11 @@ def rules_checked(rules: Rules, rows) -> Rules:
 def scan(ctx, groups, references, seeds, rules: Rules, size: int) -> Book:
     "Step 1: seeds.bin and scan-*.bin."
     names, n = columns_read(groups, rules), groups[-1].hi
-    gold = texts_behind(seeds)
+    gold = texts_behind(seeds, rules.text)
     if "seeds.bin" not in ctx.committed: ctx.commit("seeds.bin", scanned([i for i, _ in gold], [t for _, t in gold], {}, rules))
     reader, tests = Reader(groups, names), None
     for _, lo, hi, path in ctx.shards(n, size, "scan", ".bin"):
-        tests = tests or Tests(texts_behind(references), rules.ngram, rules.near_test)
+        tests = tests or Tests(texts_behind(references, rules.text), rules.ngram, rules.near_test)
         ctx.commit(path, scan_shard(reader, lo, hi, tests, rules, names, lambda pieces: ctx.progress(pieces, -(-(hi - lo) // BATCH), "scanning")))
     return Book([ctx.out/"seeds.bin", *(ctx.out/f"scan-{i:05d}.bin" for i in range(-(-n // size)))])
 
@@ -531,7 +533,7 @@ def write(ctx, groups, book: Book, v: Verdicts, size: int) -> Counter:
         ctx.commit(f"rejected/{path.name}", with_reasons(table.take(out), out + lo, [found[i] for i in out.tolist()]))
         on = np.ones(hi - lo, bool); on[out] = False
         ctx.commit(path, table.filter(on))
-    whys = [reader.groups and read_table(ctx.out/f"rejected/part-{f:05d}.parquet", columns=["why"])["why"].value_counts().to_pylist() for f in range(-(-n // size))]
+    whys = [read_table(ctx.out/f"rejected/part-{f:05d}.parquet", columns=["why"])["why"].value_counts().to_pylist() for f in range(-(-n // size))]
     return sum((Counter({w["values"]: w["counts"]}) for part in whys for w in part), Counter())
 
 # %% ../nbs/53a_bulk.ipynb #d3b6623a
@@ -574,13 +576,16 @@ def drawn(bar):
         if total: bar.draw(f"{what} {n / total:.0%}", n / total)
     return tell
 
-def work_folder(out: Path, want: str) -> Path:
-    "The hidden folder for the work on `out`, emptied when it holds other work than `want`."
-    work = out.with_name(f".{out.name}.work")
-    if work.exists() and (not (work/"for.json").exists() or (work/"for.json").read_text() != want): shutil.rmtree(work)
+def work_folder(work: Path, want: str) -> Path:
+    "The folder `work`, emptied when it holds other work than `want`."
+    if work.exists() and not unfinished(work, want): shutil.rmtree(work)
     work.mkdir(exist_ok=True, parents=True)
     (work/"for.json").write_text(want)
     return work
+
+def unfinished(work: Path, want: str) -> bool:
+    "Does the folder hold the beginning of this work?"
+    return (work/"for.json").exists() and (work/"for.json").read_text() == want
 
 # %% ../nbs/53a_bulk.ipynb #fc33f5c2
 def clean_files(files, references, out, progress: str = None, **options) -> dict:
@@ -590,15 +595,18 @@ def clean_files(files, references, out, progress: str = None, **options) -> dict
     from mathrepro.progress import bar
     from mathrepro.store import disk_errors, locked
     from mathrepro.workers import Context
-    out, draw, given = Path(out), bar(progress), [p for p in (files, references, options.get("seeds")) if p]
-    if out.exists(): raise UserError(f"{out} exists; delete it or choose another folder")
-    with disk_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock := out.with_name(f".{out.name}.lock"), str(out)):
-            work = work_folder(out, fingerprint([parquet_files(p, options.get("pattern", "*.parquet")) if p is files else p for p in given], options))
-            ctx = Context(work, out.name, tell=drawn(draw))
-            counts = clean_bulk(ctx, files, references, **options)
-            os.replace(ctx.out, out); shutil.rmtree(work); lock.unlink()
+    out, draw = Path(out), bar(progress)
+    work, lock = out.with_name(f".{out.name}.work"), out.with_name(f".{out.name}.lock")
+    want = fingerprint([parquet_files(files, options.get("pattern", "*.parquet")), *(p for p in (references, options.get("seeds")) if p)], options)
+    if out.exists() and not unfinished(work, want): raise UserError(f"{out} exists; delete it or choose another folder")
+    with disk_errors(out.parent), (out.parent.mkdir(parents=True, exist_ok=True) or locked(lock, str(out))):
+        if not out.exists():
+            ctx = Context(work_folder(work, want), out.name, tell=drawn(draw))
+            clean_bulk(ctx, files, references, **options)
+            os.replace(ctx.out, out)
+        lock.unlink(missing_ok=True)
+        os.replace(work, gone := out.with_name(f".{out.name}.gone-{os.getpid()}")); shutil.rmtree(gone)
+    counts = json.loads((out/"counts.json").read_text())
     draw.close(f"{out}: {counts['kept']:,} of {counts['rows']:,} rows kept")
     return counts
 

@@ -174,6 +174,7 @@ def peak(n, folder):
 def test_memory_grows_by_few_bytes_a_row(tmp_path):
     small, large = peak(20_000, tmp_path / "small"), peak(140_000, tmp_path / "large")
     slope = (large - small) / 120_000
+    print(f'{slope:.0f} bytes a row; {small / 2**20:.0f} and {large / 2**20:.0f} MiB')
     assert slope < 200, f"{slope:.0f} bytes a row ({small / 2**20:.0f} and {large / 2**20:.0f} MiB)"
 
 # --- bad input, full disk
