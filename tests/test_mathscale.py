@@ -1,10 +1,8 @@
 "The MathScale study through its doors: the command line at smoke size, and its teacher behind a server."
-import json, os, subprocess, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os, subprocess
 from pathlib import Path
 import pytest
-from mathrepro.engines.base import load_engine
-from toys import script
+from toys import script, served_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["-p", "seeds=[0]", "-p", "side_seeds=[0]", "-p", "dial=[]", "-p", "size=8", "-p", "sizes=[4, 8]", "-p", "data.train.n=60", "-p", "data.narrow={}", "-p", "data.valid.n=8", "-p", "data.test.n=1", "-p", "workers=1"]
@@ -34,29 +32,9 @@ def test_smoke_compares_equal_rows(results):
     truth = {r["arm"]: r for r in results["truth"]["rows"]}
     assert truth["0% wrong"]["solution right, %"]["estimate"] == 100 and truth["50% wrong"]["solution right, %"]["estimate"] < 75
 
-class Teacher(BaseHTTPRequestHandler):
-    "The world teacher as an OpenAI-compatible server."
-    protocol_version = "HTTP/1.1"
-    def log_message(self, *a): pass
-    def say(self, value):
-        data = json.dumps(value).encode()
-        self.send_response(200); self.send_header("content-type", "application/json"); self.send_header("content-length", str(len(data))); self.end_headers(); self.wfile.write(data)
-    def do_GET(self): self.say(dict(object="list", data=[dict(id="teacher", object="model")]))
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            self.server.asked += 1
-            c = self.server.teacher.generate([body["messages"][-1]["content"]], temperature=body["temperature"], seed=body.get("seed", 0), max_new_tokens=1024)[0]
-        self.say(dict(id="x", object="chat.completion", created=0, model="teacher", usage=dict(prompt_tokens=c.prompt_tokens, completion_tokens=c.new_tokens, total_tokens=c.prompt_tokens + c.new_tokens),
-                      choices=[dict(index=0, finish_reason=c.finish, message=dict(role="assistant", content=c.text))]))
-
 @pytest.fixture
 def served():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    server.teacher, server.lock, server.asked = load_engine(dict(engine="world-teacher")), threading.Lock(), 0
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
+    with served_engine("world-teacher", "teacher") as server: yield server
 
 def test_a_teacher_behind_a_server(served, tmp_path):
     settings = dict(engine="endpoint", base_url=f"http://127.0.0.1:{served.server_port}/v1", model="teacher")

@@ -1,5 +1,7 @@
 "A small paper notebook, and a folder that looks like a checkout around it."
-import json, subprocess, sys
+import json, subprocess, sys, threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PARAMETERS = "k = 8\nlr = 0.1\nmode = 'ok'\nsft = {'epochs': 3, 'size': 'd32'}"
@@ -40,3 +42,29 @@ def call(*args, cwd=None, env=None, timeout=180):
     return subprocess.run([str(a) for a in args], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 def script(name): return Path(sys.executable).parent / name
+
+class Served(BaseHTTPRequestHandler):
+    "An engine of the world as an OpenAI-compatible server."
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *a): pass
+    def say(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200); self.send_header("content-type", "application/json"); self.send_header("content-length", str(len(data))); self.end_headers(); self.wfile.write(data)
+    def do_GET(self): self.say(dict(object="list", data=[dict(id=self.server.model, object="model")]))
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            self.server.asked += 1
+            c = self.server.llm.generate([body["messages"][-1]["content"]], temperature=body["temperature"], seed=body.get("seed", 0), max_new_tokens=1024)[0]
+        self.say(dict(id="x", object="chat.completion", created=0, model=self.server.model, usage=dict(prompt_tokens=c.prompt_tokens, completion_tokens=c.new_tokens, total_tokens=c.prompt_tokens + c.new_tokens),
+                      choices=[dict(index=0, finish_reason=c.finish, message=dict(role="assistant", content=c.text))]))
+
+@contextmanager
+def served_engine(engine, model):
+    "A server on loopback that answers with an engine of the world under the name `model`; `asked` counts requests."
+    from mathrepro.engines.base import load_engine
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
+    server.llm, server.model, server.lock, server.asked = load_engine(dict(engine=engine)), model, threading.Lock(), 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield server
+    finally: server.shutdown()
