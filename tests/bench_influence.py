@@ -1,7 +1,7 @@
 """Influence features beside LESS's own way, one row at a time, on the same checkpoint, rows and machine: examples per second, agreement of scores, memory of the projection.
-    OMP_NUM_THREADS=1 python tests/bench_influence.py [world:m | smollm2-135m] [training rows] [task rows]     one to four minutes of one core each; prints tables
+    OMP_NUM_THREADS=1 python tests/bench_influence.py [world:m | world:m/less | smollm2-135m] [training rows] [task rows]     one to four minutes of one core each; prints tables
 The loop is LESS's arithmetic: batch 1 through autograd, all logits, one long gradient vector, Adam's direction, projection of 16 vectors at a time. Its dense projection is this package's own blocked kernel."""
-import json, sys, tempfile, time
+import subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.stats import spearmanr
@@ -10,13 +10,14 @@ from transformers.utils import logging
 from mathrepro import arms, influence, warmup
 from mathrepro.arms import TrainRow
 from mathrepro.datasets import load
-from mathrepro.influence import AdamMap, Featurizer, adam_direction, batches_of, influence_scores, token_rows
+from mathrepro.influence import Featurizer, batches_of, influence_scores, token_rows
 from mathrepro.models import load_tokenizer
 from mathrepro.projections import Projection, add_projected, project
 from mathrepro.records import write_table
 from mathrepro.workers import Context
 
-SETTINGS = {"world:m": dict(warm=dict(rank=8, alpha=32, fraction=1.0, epochs=1, batch_size=8, learning_rate=1e-3), dim=2048, rows=256, tasks=32),
+SETTINGS = {"world:m/less": dict(warm=dict(fraction=1.0, epochs=1, batch_size=8, learning_rate=1e-3), dim=8192, rows=64, tasks=16),                                      # rank and dimensions of LESS
+            "world:m": dict(warm=dict(rank=8, alpha=32, fraction=1.0, epochs=1, batch_size=8, learning_rate=1e-3), dim=2048, rows=256, tasks=32),
             "smollm2-135m": dict(warm=dict(alpha=512, fraction=1.0, epochs=1, batch_size=8, learning_rate=2e-5, max_length=512), dim=8192, rows=24, tasks=8)}     # rank 128, q k v o: as LESS
 
 def peak_mib(fn):
@@ -71,7 +72,7 @@ def prepared(name, n, tasks, folder):
     problems = load("world", "train", n=n + tasks, seed=0)
     rows = [TrainRow(p.id, p.problem, p.solution, "gold") for p in problems]
     (folder/"rows").mkdir(); write_table(folder/"rows/rows.parquet", rows[:min(n, 64)], TrainRow)
-    arms.base_model(base := Context(folder/"base"), name)
+    arms.base_model(base := Context(folder/"base"), name.split("/")[0])
     warmup.warm_up(warm := Context(folder/"warm"), base.out, folder/"rows", s["warm"], "plain")
     tok = load_tokenizer(base.out/"model")
     ready = token_rows(tok, rows, "plain", 512, "cut")
@@ -91,17 +92,37 @@ def measure(name, n=None, tasks=None):
     def line(what, rows, run):
         x, t = timed(run)
         table.append(dict(what=what, rows=rows, cpu_seconds=t, per_second=rows / t))
+        print(f"  {what}: {t:.1f} s", flush=True)
         return x
     line("loop: gradients and Adam's directions only", n, lambda: loop.features(train, True))
     line("batched: gradients and Adam's directions, hashed", n, lambda: ours(f[True, "hashed"], train))
-    for kind in ("hashed", "dense"):
-        p, some = Projection(kind, dim), n if size * dim < 5e9 or kind == "hashed" else 0
-        if some: scores[f"loop, {kind}"] = influence_scores([line(f"loop, {kind} projection", n, lambda: loop.features(train, True, p))], [[loop.features(task, False, p)]], [1.0])
+    p = {kind: Projection(kind, dim) for kind in ("hashed", "dense")}
+    scores["loop, hashed"] = influence_scores([line("loop, this package's hashed projection", n, lambda: loop.features(train, True, p["hashed"]))], [[loop.features(task, False, p["hashed"])]], [1.0])
+    if size * dim * n < 2e11: scores["loop, dense"] = influence_scores([line("loop, dense projection (LESS)", n, lambda: loop.features(train, True, p["dense"]))], [[loop.features(task, False, p["dense"])]], [1.0])
+    else: table.append(extrapolated(table[0], size, n, p["dense"]))
     scores["batched, hashed"] = influence_scores([ours(f[True, "hashed"], train)], [[ours(f[False, "hashed"], task)]], [1.0])
-    if size * n * 4 < 2e9: scores["exact, batched"] = influence_scores([ours(f[True, "none"], train)], [[ours(f[False, "none"], task)]], [1.0])
+    if size < 1e6: scores["exact (no projection)"] = influence_scores([ours(f[True, "none"], train)], [[ours(f[False, "none"], task)]], [1.0])
     table = pd.DataFrame(table)
-    print(table.round(2).to_string(index=False))
-    print("Spearman\n" + pd.DataFrame({a: {b: spearmanr(x, y).statistic for b, y in scores.items()} for a, x in scores.items()}).round(5).to_string())
+    print(table.assign(times_batched=table.loc[1, "per_second"] / table.per_second).round(2).to_string(index=False))
+    print("Spearman of the scores\n" + pd.DataFrame({a: {b: spearmanr(x, y).statistic for b, y in scores.items()} for a, x in scores.items()}).round(5).to_string())
+    for kind in p: print(f"{kind} projection of 16 rows of {min(size, 2_000_000):,} to {dim:,}: peak {memory(min(size, 2_000_000), p[kind]):.0f} MiB above its input; the whole matrix in float32 would be {min(size, 2_000_000) * dim / 2**18:,.0f} MiB")
+
+def extrapolated(gradients, size, n, p, part=1 << 14):
+    "The loop with a dense projection too long to wait for: its gradients, and the projection of 16 rows measured on `part` coordinates."
+    x, out = torch.randn(16, part), torch.zeros(16, p.dim)
+    _, t = timed(lambda: add_projected(out, x, 0, p))
+    seconds = gradients["cpu_seconds"] + t / part * size * n / 16
+    return dict(what=f"loop, dense projection (LESS); extrapolated from {part:,} coordinates", rows=n, cpu_seconds=seconds, per_second=n / seconds)
+
+def memory(size, p):
+    "MiB that projecting 16 rows takes at its largest, in a process of its own; for a dense projection of long vectors on the first 20,000 coordinates, whose blocks are as large."
+    code = f"import torch, bench_influence as b; torch.set_num_threads(1); print(b.grown({size if p.kind == 'hashed' else min(size, 20_000)}, {p.dim}, {p.kind!r}))"
+    return float(subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout)
+
+def grown(size, dim, kind):
+    x, out = torch.randn(16, size), torch.zeros(16, dim)
+    add_projected(out[:1], x[:1, :64], 0, Projection(kind, dim))          # libraries are loaded
+    return peak_mib(lambda: add_projected(out, x, 0, Projection(kind, dim)))[1]
 
 def loop_moments(loop):
     sizes = [p.numel() for p in loop.weights]
