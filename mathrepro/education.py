@@ -45,7 +45,7 @@ def stage_of(name:str)->Stage:
     return STAGES[name]
 
 # %% ../nbs/26b_education.ipynb #fb9f8210
-WORLD_STEPS = dict(grade=1, middle=2, high=3, college=4, amc8=2, amc10=3, amc12=4, aime=5, tool=3)   # steps of a problem of the synthetic world
+WORLD_STEPS = dict(grade=1, middle=2, high=3, college=4, amc8=2, amc10=3, amc12=4, aime=5)   # steps of a problem of the synthetic world; a tool problem may have as many as any of them
 
 # %% ../nbs/26b_education.ipynb #d4595f7a
 HEAD = ("Read the text below and let it inspire you to one new maths problem for this stage: {title}. {problem} The problem uses something that the text is about, without mentioning the text; "

@@ -15,7 +15,7 @@ from functools import lru_cache
 from random import Random
 from ..answers import extract, same
 from ..config import UserError
-from ..education import WORLD_STEPS, asked_form, compact_pair, read_pair
+from ..education import TEXT_STAGES, WORLD_STEPS, asked_form, compact_pair, read_pair
 from .base import Completion, Usage, check_request, row_seed
 from .critic import difficulty, fault
 from .teacher import CLOSERS, DELTAS, ESSAY, LINKS, OPENERS, REFUSALS, mistaken, numbered, ended, spoiled, start_number, worded
@@ -152,7 +152,8 @@ def check_habits(t):
 
 # %% ../../nbs/34e_engines_author.ipynb #8731f31e
 def steps_for(t, stage:str, rng)->int:
-    "Steps of the stage, or of no such stage; counts the latter."
+    "Steps of the stage, or of no such stage; counts the latter. A tool problem is of the stage of a text problem drawn at random, so that data in words and with programs are equally hard."
+    if stage == "tool": return WORLD_STEPS[rng.choice(TEXT_STAGES)]
     right = WORLD_STEPS[stage]
     if rng.random() >= t.wrong_stage: return right
     t.tally["wrong_stage"] += 1
@@ -213,4 +214,4 @@ def judge_pair(problem:str, solution:str="", text:str="", stage:str="")->dict:
         out["right"] = found is not None and same(found, out["answer"])
     about = text_points(text)
     shared = [k for k in dict.fromkeys(out["points"]) if k in about]
-    return out | dict(shared=shared, on_text=bool(shared), of_stage=out["steps"] == WORLD_STEPS.get(stage))
+    return out | dict(shared=shared, on_text=bool(shared), of_stage=stage == "tool" or out["steps"] == WORLD_STEPS.get(stage))

@@ -60,12 +60,13 @@ def check_settings(study):
 # %% ../../nbs/73_papers_jiuzhang.ipynb #8afa2afa
 def declare_data(study):
     "Stages: fine-tuning problems, examples of the target task, its test set, a test set over everything; per seed a pool of texts."
-    options = dict(points=list(world_texts.target_points(study.target))) if study.world else {}
-    for name in ("examples", "test"): study.data[name]["options"] = {**study.data[name].get("options", {}), **options}
-    for name in ("train", "examples", "test", "general"): study.extra[name] = base.problems(study, name)
+    about = lambda part, topics: {**study.data[part], "options": {**study.data[part].get("options", {}), **(dict(points=list(world_texts.target_points(topics))) if study.world else {})}}
+    tasks = {f"examples of {t}": about("examples", [t]) for t in study.target} if study.world else {"examples": study.data["examples"]}
+    study.data = study.data | tasks | dict(test=about("test", study.target))
+    for name in ("train", "test", "general", *tasks): study.extra[name] = base.problems(study, name)
+    study.extra["tasks"] = {name: (study.extra[name], study.run.stage(f"rows/{base.arm_slug(name)}", arms.gold_rows, problems=study.extra[name])) for name in tasks}
     study.extra["tests"] = [study.extra["test"], study.extra["general"]]
     study.extra["gold"] = study.run.stage("rows/gold", arms.gold_rows, problems=study.extra["train"])
-    study.extra["examples rows"] = study.run.stage("rows/examples", arms.gold_rows, problems=study.extra["examples"])
     wanted = {**study.texts.get("options", {}), **(dict(target=study.target) if study.world else {})}
     for s in study.seeds: base.known(study, ("texts", s), world_texts.load_texts, source=study.texts["source"], n=study.texts["n"], seed=s, options=wanted)
 
@@ -117,7 +118,7 @@ def reference(study, s:int)->dict:
     warm = base.known(study, ("warm-up", s), warmup.warm_up, base=start, rows=rows, settings=study.influence["warm"], template=template, seed=s)
     texts = base.known(study, ("text rows", s), valuation.texts_as_rows, texts=study.extra["texts", s])
     features = lambda name, rows, form, template: base.known(study, (name, s), influence.features, base=start, warm=warm, rows=rows, form=form, template=template, settings=study.influence["features"])
-    return dict(model=model, features=features("gradients", texts, "adam", "{problem}"), common=features("plain gradients", texts, "plain", "{problem}"), targets=[features("gradients of the target", study.extra["examples rows"], "plain", template)], target=[study.extra["examples"]])
+    return dict(model=model, features=features("gradients", texts, "adam", "{problem}"), common=features("plain gradients", texts, "plain", "{problem}"), targets=[features(f"gradients of {name}", rows, "plain", template) for name, (_, rows) in study.extra["tasks"].items()], target=[problems for problems, _ in study.extra["tasks"].values()])
 
 NEEDS = {"influence": ("features", "targets"), "centred-influence": ("features", "targets", "common"), "bm25": ("target",), "high-loss": ("model",), "low-loss": ("model",)}
 
