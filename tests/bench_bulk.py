@@ -6,7 +6,7 @@ The rows are problems of the world with solutions (not left out when they repeat
 (test questions are problems of the world, their longer words spelt backwards).
 Every size is cleaned in a process of its own: wall time, CPU time of all threads, peak resident memory (pages of mapped files count), space on the disk while it works. Making the rows is not counted.
 """
-import argparse, json, random, re, resource, shutil, subprocess, sys, tempfile, time
+import argparse, json, random, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 def planted(rows, tests, rng):
@@ -51,6 +51,10 @@ class Clock:
         what = message.get("progress", (0, 0, ""))[2]
         if what and what != "scanning": self.steps.setdefault(what.split("-")[0], time.process_time() - self.start[0])
 
+def peak():
+    "Peak resident memory of this process, bytes. (ru_maxrss would begin with what the parent held.)"
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
 def one(folder, files, out):
     "Clean `files` in this process; prints the numbers as JSON."
     import threading
@@ -64,7 +68,7 @@ def one(folder, files, out):
     counts = clean_bulk(ctx, files, folder / "test.parquet")
     cpu, wall = time.process_time() - clock.start[0], time.perf_counter() - clock.start[1]
     at = [*clock.steps.items(), ("end", cpu)]
-    print(json.dumps(dict(rows=counts["rows"], wall=wall, cpu=cpu, steps={k: b - a for (k, a), (_, b) in zip(at, at[1:])}, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    print(json.dumps(dict(rows=counts["rows"], wall=wall, cpu=cpu, steps={k: b - a for (k, a), (_, b) in zip(at, at[1:])}, peak=peak(),
                           disk=largest[0], written=sum(p.stat().st_size for p in ctx.out.rglob("*.parquet")), counts=counts)))
 
 def plot(results, path):
