@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 'REQUESTS', 'SCALEQUEST', 'SCALEQUEST_NOTES',
            'UNTUNED', 'SINGLE', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_MODELS', 'JIUZHANG_TOOLS',
-           'JIUZHANG_RUNS', 'JIUZHANG_TOKENS', 'MODELS', 'WHY', 'Device', 'device_of', 'figure', 'Work', 'seconds',
-           'money', 'parameters_of', 'weight', 'rows_of', 'lengths', 'gpus_of', 'training', 'answering', 'tally',
-           'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data',
-           'mathscale', 'mathscale_works', 'scalequest_settings', 'laid_over', 'not_used', 'scalequest_set', 'short',
-           'scalequest_rows', 'scalequest_rest', 'scalequest_beside', 'scalequest_arms', 'scalequest_counts',
-           'scalequest_study', 'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
-           'scalequest_answers', 'scalequest', 'jiuzhang', 'jiuzhang_set', 'jiuzhang_students', 'jiuzhang_beside',
-           'jiuzhang_counts', 'jiuzhang_study', 'jiuzhang_values', 'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan',
-           'short_number', 'text_table', 'total', 'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums',
+           'JIUZHANG_RUNS', 'JIUZHANG_TOKENS', 'JIUZHANG_TRIES', 'JIUZHANG_TRUE', 'MODELS', 'WHY', 'Device',
+           'device_of', 'figure', 'Work', 'seconds', 'money', 'parameters_of', 'weight', 'rows_of', 'lengths',
+           'gpus_of', 'training', 'answering', 'tally', 'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside',
+           'beside_row', 'asking', 'mathscale_data', 'mathscale', 'mathscale_works', 'scalequest_settings', 'laid_over',
+           'not_used', 'scalequest_set', 'short', 'scalequest_rows', 'scalequest_rest', 'scalequest_beside',
+           'scalequest_arms', 'scalequest_counts', 'scalequest_study', 'held_out', 'drawing', 'scalequest_writers',
+           'scalequest_screening', 'scalequest_heads', 'scalequest_answers', 'scalequest', 'jiuzhang', 'jiuzhang_set',
+           'jiuzhang_students', 'jiuzhang_beside', 'jiuzhang_asked', 'jiuzhang_drawn', 'jiuzhang_counts',
+           'jiuzhang_study', 'jiuzhang_values', 'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'short_number',
+           'text_table', 'total', 'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums',
            'predicted_vs_actual', 'Phase', 'phases_of', 'cost_table']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
@@ -463,40 +464,57 @@ JIUZHANG_TOOLS = {"words": (1, 0), "programs": (0, 1), "words and programs": (1,
 JIUZHANG_RUNS = ("in turn", "shuffled")                                              # one run over the author's and the gold rows
 JIUZHANG_TOKENS = {"world": {"text": 45, "request": 132, "reply": 57, "row": 114}, "real": {"text": 350, "request": 650, "reply": 740, "row": 740}}   # request and reply as the author counts them
 
-def jiuzhang_counts(p:dict)->dict:
-    "What one seed of a study is counted from: {asked, drawn, rows} by arm, replies that each synthesis model learns from, texts; and problems of each part."
-    kinds, size, k, pool = len(p["stages"]), p["size"], p["k"], p["texts"]["n"]*len(p["stages"])
-    want = lambda rows, most=pool: min(most, math.ceil(p["surplus"]*rows))
-    parts = {name: rows_of(p["data"], name) for name in ("train", "examples", "test", "general")}
-    price = round((p["first"] + k)*kinds + p["mass"]*p["surplus"]/p["price"])     # rows of the author for the price of the model's
-    chosen = [*(f"texts by {m}" for m in p["methods"]), *(["relevant texts"] if p["data"]["dataset"] == "world" else [])]
-    asked = {"first": p["first"]*kinds, "more, boosted": k*kinds, "more, random": k*kinds, **{a: want(size, k*kinds) for a in chosen}, "author": want(size), "author, same price": want(price), "programs": p["texts"]["n"]}
-    rows = {**{a: size for a in (*chosen, "author", *JIUZHANG_MODELS, *JIUZHANG_TOOLS)}, "model, mass": p["mass"], "author, same price": price, **{a: size + parts["train"] for a in JIUZHANG_RUNS}}
-    return dict(asked=asked, drawn={m: pool for m in JIUZHANG_MODELS}, rows=rows, writers=[p["first"]*kinds, *[(p["first"] + k)*kinds]*2], pool=pool, valued=len(chosen), seeds=len(p["seeds"]), parts=parts)
+def jiuzhang_asked(p:dict, price:int)->list:
+    "(texts, requests, replies to each) of everything that the author is asked in one seed; what is asked twice is written once."
+    kinds, n, want = len(p["stages"]), p["texts"]["n"], lambda rows, every: (min(every, math.ceil(p["surplus"]*rows)), math.ceil(math.ceil(p["surplus"]*rows)/min(every, math.ceil(p["surplus"]*rows))))
+    few = p["k"]*kinds
+    chosen = [(m, *want(p["size"], few)) for m in (*p["methods"], *(["relevance"] if p["data"]["dataset"] == "world" else []))]
+    return list(dict.fromkeys([("first", p["first"]*kinds, 1), ("influence", few, 1), ("random", few, 1), *chosen, ("pool", *want(p["size"], n*kinds)), ("pool", *want(price, n*kinds)), ("programs", *want(JIUZHANG_TRUE*p["size"], n))]))
+
+def jiuzhang_drawn(p:dict, rows:int)->tuple:
+    "(requests, replies to each) of a synthesis model that shall give so many rows."
+    n = min(p["texts"]["n"]*len(p["stages"]), JIUZHANG_TRIES*rows)
+    return n, math.ceil(JIUZHANG_TRIES*rows/n)
 
 # %% ../nbs/63a_plan.ipynb #4d947069
+JIUZHANG_TRIES = JIUZHANG_TRUE = 3   # of a study: replies of a synthesis model, and of the author with programs, per row wanted
+
+def jiuzhang_counts(p:dict)->dict:
+    "What one seed of a study is counted from: asked (`jiuzhang_asked`), drawn (`jiuzhang_drawn` by synthesis model), rows by arm, replies that each synthesis model learns from, texts, tasks of the target; and problems of each part."
+    kinds, size, world = len(p["stages"]), p["size"], p["data"]["dataset"] == "world"
+    tasks = [f"examples-of-{t}" for t in p["target"]] if world else ["examples"]
+    parts = {name: rows_of(p["data"], name)*(len(tasks) if name == "examples" else 1) for name in ("train", "examples", "test", "general")}
+    price = round((p["first"] + p["k"])*kinds + JIUZHANG_TRIES*p["mass"]/p["price"])     # rows of the author for the price of the model's
+    chosen = [*(f"texts by {m}" for m in p["methods"]), *(["relevant texts"] if world else [])]
+    rows = {**{a: size for a in (*chosen, "author", *JIUZHANG_MODELS, *JIUZHANG_TOOLS)}, "model, mass": p["mass"], "author, same price": price, **{a: size + parts["train"] for a in JIUZHANG_RUNS}}
+    drawn = {m: jiuzhang_drawn(p, p["mass"] if m == JIUZHANG_MODELS[1] else size) for m in JIUZHANG_MODELS}
+    return dict(asked=jiuzhang_asked(p, price), drawn=drawn, rows=rows, arms=len(chosen) + 3, writers=[p["first"]*kinds, *[(p["first"] + p["k"])*kinds]*2], pool=p["texts"]["n"]*kinds, valued=len(chosen), tasks=tasks, seeds=len(p["seeds"]), parts=parts,
+                files=len(tasks) + len({json.dumps(p["data"].get(x), sort_keys=True) for x in ("train", "test", "general")} if not world else "123"))
+
+# %% ../nbs/63a_plan.ipynb #bf7cbda6
 def jiuzhang_study(p:dict, notes:list)->list:
     "Work of a JiuZhang3.0 study, all arms and seeds."
     c, world, sft, base = jiuzhang_counts(p), p["data"]["dataset"] == "world", p["sft"], p["base"]
     t, (q, a), seeds, author = JIUZHANG_TOKENS["world" if world else "real"], lengths(p["data"]["dataset"]), c["seeds"], p["author"] or {"engine": "world-author"}
     notes.append(f"a text has {t['text']} tokens, a request {t['request']}, a reply {t['reply']}, a row {t['row']}: " + ("measured: 320 replies of the world's author" if world else "ours, after the means of the released rows"))
-    asked, drawn, e = seeds*sum(c["asked"].values()), seeds*sum(c["drawn"].values()), p["writer"].get("epochs", sft["epochs"])
+    asked, drawn, e = seeds*sum(n*m for _, n, m in c["asked"]), seeds*sum(n*m for n, m in c["drawn"].values()), p["writer"].get("epochs", sft["epochs"])
     fits = {(base, arm, s, n*(p["one_run"] if arm in JIUZHANG_RUNS else {}).get("epochs", sft["epochs"])) for arm, n in c["rows"].items() for s in range(seeds)}
-    return [Work("problems, texts, base model", "process", seeds*c["pool"]/len(p["stages"]) + sum(c["parts"].values()), stages=5 + seeds, prefix="data texts base"), Work("requests", "process", asked + drawn, stages=seeds*(len(c["asked"]) + 1), prefix="requests"),
+    return [Work("problems, texts, base model", "process", seeds*c["pool"]/len(p["stages"]) + sum(c["parts"].values()), stages=c["files"] + 1 + seeds, prefix="data texts base"),
+            Work("requests", "process", asked + drawn, stages=seeds*(len({x[:2] for x in c["asked"]}) + len({n for n, _ in c["drawn"].values()})), prefix="requests"),
             Work("replies of the author", "API", asked, asked*t["request"], asked*t["reply"], 0, 2, seeds*len(c["asked"]), "author", 0, PRICES.get(author.get("model"), None if author["engine"] == "endpoint" else (0, 0)), author.get("model", author["engine"])),
             *(replace(w, prefix="writer") for w in training("synthesis models", {(base, i, s, n*e) for i, n in enumerate(c["writers"]) for s in range(seeds)}, t["text"] + t["row"], sft, notes)),
             *answering("synthesis", "written", {base: (seeds*len(c["drawn"]), drawn, 1)}, t["text"], t["row"], sft, notes), *jiuzhang_values(p, c, t, notes),
-            Work("filters", "process", asked + drawn, stages=seeds*(len(c["asked"]) - 2 + len(c["drawn"])), prefix="screened"), Work("rows", "process", seeds*sum(c["rows"].values()), stages=2 + seeds*(len(c["rows"]) + len(c["writers"])), prefix="rows"),
+            Work("filters", "process", asked + drawn, stages=seeds*(c["arms"] + 1 + len(c["drawn"])), prefix="screened"), Work("rows", "process", seeds*sum(c["rows"].values()), stages=1 + len(c["tasks"]) + seeds*(len(c["rows"]) + len(c["writers"])), prefix="rows"),
             *training("students", fits, t["row"], sft, notes), *jiuzhang_answers(p, c, q, a, notes)]
 
-# %% ../nbs/63a_plan.ipynb #bf7cbda6
+# %% ../nbs/63a_plan.ipynb #cf77d433
 def jiuzhang_values(p:dict, c:dict, t:dict, notes:list)->list:
     "Reference model, LoRA warm-up, gradients at its checkpoints, and the choice of texts. Frozen weights make it four FLOPs per parameter and token."
-    warm, n, seeds, base = p["influence"].get("warm", {}), c["pool"], c["seeds"], p["base"]
+    warm, n, seeds, base = p["influence"].get("warm", {}), p["size"], c["seeds"], p["base"]
     epochs, size = warm.get("epochs", 4), weight(base, notes)
     fit = lambda phase, rows, passes, stages, prefix: Work(phase, "train", seeds*rows, seeds*rows*t["row"], 0, size, passes, stages, prefix, model=base)
-    return [fit("reference model", n*p["sft"]["epochs"], 6, seeds, "reference"), fit("LoRA warm-up", n*epochs*warm.get("fraction", 0.05), 4, seeds, "warm-up"), fit("gradients", (n + c["parts"]["examples"])*epochs, 4, 2*seeds, "gradients gradients-of-the-target"),
-            Work("values and choice of texts", "process", seeds*n*c["valued"], stages=seeds*(2*c["valued"] + 2), prefix="value chosen first-texts")]
+    return [fit("reference model", n*p["sft"]["epochs"], 6, seeds, "reference"), fit("LoRA warm-up", n*epochs*warm.get("fraction", 0.05), 4, seeds, "warm-up"), fit("gradients", (2*p["texts"]["n"] + c["parts"]["examples"])*epochs, 4, seeds*(3 + len(c["tasks"])), " ".join(["gradients plain-gradients text-rows", *(f"gradients-of-{t}" for t in c["tasks"])])),
+            Work("values and choice of texts", "process", seeds*p["texts"]["n"]*c["valued"], stages=seeds*(2*c["valued"] + 2), prefix="value chosen first-texts")]
 
 def jiuzhang_answers(p:dict, c:dict, q:float, a:float, notes:list)->list:
     "Answers of the students: on the target, on the general test set in words, and there with programs."

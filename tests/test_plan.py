@@ -64,7 +64,7 @@ def test_more_of_anything_costs_more():
     base = plan("scalequest", "cpu")
     for more in ("size=512", "k=8", "pairs=400", "judged=800", "surplus=20.0", "seeds=[0, 1, 2, 3, 4, 5, 6, 7]", "sizes=[32, 1024]", "data.test.n=1000", "sft.epochs=4"): assert hours(plan("scalequest", "cpu", [more])) > hours(base), more
     base = plan("jiuzhang", "cpu")
-    for more in ("first=90", "k=64", "size=300", "mass=1000", "surplus=3.0", "price=2.0", "texts.n=800", "stages=[grade, middle, high]", "seeds=[0, 1, 2, 3, 4, 5, 6, 7]", "sft.epochs=9", "writer.epochs=20", "data.test.n=4000", "data.general.n=4000"):
+    for more in ("first=150", "k=64", "size=300", "mass=1000", "surplus=3.0", "price=2.0", "texts.n=800", "stages=[grade, middle, high]", "seeds=[0, 1, 2, 3, 4, 5, 6, 7]", "sft.epochs=9", "writer.epochs=20", "data.test.n=4000", "data.general.n=4000"):
         assert (hours(plan("jiuzhang", "cpu", [more])) > hours(base)) == (not more.startswith("stages")), more
     few, many = (plan_of("scalequest", {"rows": n, "questions": {"n": n}}, "paper") for n in (10_000, 20_000))
     assert hours(few) < hours(many) < hours(plan_of("scalequest", {}, "paper")) and total(few)["money"] < total(many)["money"]
