@@ -205,7 +205,7 @@ def guard(c: Claim, e: Evidence, verdict: str) -> str:
     d, same = e.difference, {"difference": "contradicted", "trend": "contradicted"}.get(c.kind, "supported")
     if verdict == "inconclusive": return ""
     if d.seeds and max(d.seeds) == 1 and not e.items_only: return "there is one training run per arm, which says nothing about training again"
-    floor = c.scale == 100 and d.means and (max(d.means) < .05 or min(d.means) > .95)
+    floor = c.scale == 100 and len(d.means) > 1 and (max(d.means) < .05 or min(d.means) > .95)   # a single arm is a difference taken run by run, which has no floor
     return "every arm is within 5 points of 0 or 100 %, where no difference could show" if floor and verdict == same else ""
 
 # %% ../nbs/60_claims.ipynb #6680e923
