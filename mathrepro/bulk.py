@@ -39,6 +39,7 @@ def parquet_files(paths, pattern: str = "*.parquet") -> list:
     if not found: raise UserError(f"no file {pattern} in {', '.join(map(str, paths)) or 'an empty list'}; check the path, or run the stage that makes it")
     return found
 
+# %% ../nbs/53a_bulk.ipynb #ec10cf68
 def row_groups(files) -> list:
     "`Group`s of the files, empty ones left out. Raises UserError where the columns of a file are not those of the first."
     out, lo, want = [], 0, None
@@ -160,6 +161,7 @@ def hits(tests: Tests, texts) -> dict:
         if j >= 0: out[i] = "contaminated (near copy)", tests.ids[j], s, ""
     return out
 
+# %% ../nbs/53a_bulk.ipynb #0722b8be
 def unusable(columns: dict, rules: Rules) -> dict:
     "{row: (why, '', 0, '')} of rows marked as not ok, without an answer line, not English."
     from mathrepro.answers import extract
@@ -282,6 +284,7 @@ def first_rows(book: Book, column, on) -> np.ndarray:
         out[rows[order]] = rows[order[start]]
     return out
 
+# %% ../nbs/53a_bulk.ipynb #50baaccd
 def bucket_pairs(hashes, rows) -> np.ndarray:
     "int64 codes, row << 32 | earlier row, sorted: each row with the first CROWD rows of its bucket, as `filters.meet` pairs them."
     order, start = grouped(hashes)
@@ -310,6 +313,7 @@ class Shelf:
     def close(self):
         while self.open: os.close(self.open.popitem()[1][0])
 
+# %% ../nbs/53a_bulk.ipynb #12cea316
 class Originals:
     "Of whom each row is a copy so far, and how similar; `same`: the first row with the same words."
     def __init__(self, book: Book, same, threshold: float):
@@ -324,6 +328,7 @@ def shingles_in(book: Book, f: int, rows, hold: bool = False) -> tuple:
     values, bits = (np.array(numbers[k]) if hold else numbers[k] for k in ("values", "bits"))
     return Rows(values, np.array(numbers["offsets"])), bits, np.searchsorted(numbers["row"], rows - book.starts[f])
 
+# %% ../nbs/53a_bulk.ipynb #bdcd9115
 def candidates(book: Book, index: Originals, f: int, codes):
     "Yields (codes, least similarity that matters, shingles of both rows of each, alternating) of the pairs of rows of file f that may matter, up to 4,096 at a time. codes: int64, row << 32 | earlier row."
     own, own_bits, row = shingles_in(book, f, codes >> 32, hold=True)
@@ -350,6 +355,7 @@ def measured_pairs(book: Book, index: Originals, f: int, codes) -> dict:
         for c, score in zip(some[on].tolist(), j[on].tolist()): near.setdefault(c >> 32, {})[c & (2**32 - 1)] = score
     return near
 
+# %% ../nbs/53a_bulk.ipynb #e5539060
 def nearest(index: Originals, row: int, near: dict) -> tuple:
     "(original, similarity), or (row, 1.0): what `filters.best` finds, with only those originals measured that the bound leaves open."
     found, bound = {}, {}
@@ -366,6 +372,7 @@ def nearest(index: Originals, row: int, near: dict) -> tuple:
     score, root = max(((s, -j) for j, s in found.items()), default=(0.0, 0))
     return (-root, score) if score >= index.threshold - 1e-9 else (row, 1.0)
 
+# %% ../nbs/53a_bulk.ipynb #3fc01c25
 def resolve(index: Originals, lo: int, hi: int, near: dict):
     "Fills in originals and similarities of the rows lo … hi-1, after all earlier rows; the rule of `filters.add_slice`."
     again = np.flatnonzero(index.of[lo:hi] < np.arange(lo, hi)) + lo
@@ -387,6 +394,7 @@ def texts_behind(folders, text: str) -> list:
             out |= zip(values_of(piece, column), ids_in(piece, names, None))
     return [(i, t) for t, i in out.items()]
 
+# %% ../nbs/53a_bulk.ipynb #aaf88d24
 def columns_read(groups, rules: Rules) -> list:
     "Columns that the scan needs. Raises UserError for one that is missing or is no text."
     import pyarrow as pa
@@ -449,6 +457,7 @@ def pairs_between(files, lo: int, hi: int) -> np.ndarray:
     codes = np.sort(np.concatenate(found))
     return codes[np.concatenate([np.ones(min(1, len(codes)), bool), codes[1:] != codes[:-1]])]
 
+# %% ../nbs/53a_bulk.ipynb #f7798a6c
 def originals(ctx, book: Book, same, fresh, rules: Rules) -> tuple:
     "Step 4, near-*.bin: (of, score) of every row: the row that it is a near copy of (itself: of none), and the similarity."
     files = pairs(ctx, book, fresh, rules)
@@ -483,6 +492,7 @@ class Verdicts(NamedTuple):
     score: np.ndarray
     kept: np.ndarray
 
+# %% ../nbs/53a_bulk.ipynb #f2c8dcc6
 def reasons(book: Book, f: int, v: Verdicts) -> dict:
     "{row of file f: (why, other, score, shared)} of its rejected rows."
     lo, hi = map(int, book.starts[f:f + 2])
@@ -555,6 +565,7 @@ def clean_bulk(ctx, files, references, seeds=None, rows: int = None, sample: str
     for f in ctx.out.glob("*.bin"): f.unlink()
     return enough(json.loads((ctx.out/"counts.json").read_text()), rows)
 
+# %% ../nbs/53a_bulk.ipynb #b82b80d4
 def enough(counts: dict, rows) -> dict:
     "The counts; UserError when nothing, or fewer than `rows`, is left."
     why = ", ".join(f"{k} {n:,}" for k, n in list(counts["reasons"].items())[:4])

@@ -195,6 +195,7 @@ def clock(folder, log, rows, home, busy) -> float:
     more = time.time() if busy else max((noted(r) for r in rows if r["state"] == "stopped"), default=0.0)
     return round(elapsed(folder, {r["key"] for r in rows}) + (max(more - last, 0.0) if log and log[-1]["event"] != "end" else 0.0), 3)
 
+# %% ../nbs/63b_status.ipynb #4737b537
 def trouble(rows, log, home, keys) -> dict:
     "What went wrong on the way: starts of the run after the first, sessions of stages after the first, errors, damaged stages moved aside."
     short = {k[:SHORT] for k in keys}
