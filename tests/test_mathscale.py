@@ -47,7 +47,7 @@ def test_a_teacher_behind_a_server(served, tmp_path):
     assert again.returncode == 0 and served.asked == asked, again.stdout + again.stderr
 
 def test_bad_settings_are_one_line(tmp_path):
-    for more, word in ((("-p", "sizes=[8, 4]"), "sizes must rise"), (("-p", "teacher.engine=oracle"), "unknown engine 'oracle'"), (("-p", "teacher.wrnog=0.5"), "wrong"), (("-p", "surplus=0.5"), "surplus"),
+    for more, word in ((("-p", "sizes=[8, 4]"), "sizes must rise"), (("-p", "teacher.engine=oracle"), "teacher.engine 'oracle' is unknown"), (("-p", "teacher.wrnog=0.5"), "wrong"), (("-p", "surplus=0.5"), "surplus"),
                        (("-p", "concepts.min_count=100000"), "min_count"), (("-p", "data.train.n=1"), "seed"), (("-p", "teacher={malformed: 1.0, refused: 0.0}"), "could be read"),
                        (("-p", "teacher.engine=endpoint", "-p", "teacher.base_url=http://127.0.0.1:9/v1", "-p", "teacher.model=x"), "http://127.0.0.1:9/v1")):
         done = run_smoke(tmp_path, *SMALL, *more)

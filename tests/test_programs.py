@@ -299,8 +299,9 @@ def gone(processes, seconds=10.0):
     return not any(map(alive, processes))
 
 CALLER = """
-import sys
+import signal, sys
 from mathrepro.programs import run_programs
+signal.signal(signal.SIGINT, signal.default_int_handler)    # a job in the background is born deaf to it
 run_programs(["1", "2"], workers=2, backend=sys.argv[1])
 print("ready", flush=True)
 run_programs(["while True: pass"] * 2, workers=2, timeout=60, backend=sys.argv[1]) if sys.argv[2] == "busy" else sys.stdin.read()

@@ -5,7 +5,7 @@ import pytest
 from toys import call, make_checkout, script
 
 HERE = str(Path(__file__).parent)
-def mathrepro(*args, **kw): return call(script("mathrepro"), *args, **kw)
+def mathrepro(*args, env=None, **kw): return call(script("mathrepro"), *args, env={"MATHREPRO_HOME": None, **(env or {})}, **kw)
 
 @pytest.fixture
 def co(tmp_path): return make_checkout(tmp_path / "checkout")
@@ -36,7 +36,7 @@ def test_the_batch_script_runs_its_task(co, tmp_path):
     assert r.returncode == 0 and call("bash", "-n", job).returncode == 0 and "#SBATCH --array=0-1\n" in r.stdout
     assert mathrepro("run", "toy", "--profile", "smoke", "-p", "k=5", "--print", cwd=co).stdout.strip() in r.stdout, "the papermill line is the one that run --print shows"
     for says in ("finished in", "nothing to do"):
-        r = call("bash", job, cwd=tmp_path, env={"SLURM_ARRAY_TASK_ID": "1"})
+        r = call("bash", job, cwd=tmp_path, env={"SLURM_ARRAY_TASK_ID": "1", "MATHREPRO_HOME": None})
         assert r.returncode == 0 and says in r.stderr, r.stderr
     assert (co / "runs/toy/smoke,k=5.ipynb").exists()
     assert call("bash", job, env={"SLURM_ARRAY_TASK_ID": None}).returncode and "no parameter" in mathrepro("slurm", "toy", "--profile", "smoke", "--array-of", "seeds", cwd=co).stderr

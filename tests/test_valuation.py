@@ -33,6 +33,7 @@ def points_of(topic):
 
 def pipeline(home, workers=0, n=60):
     "run and its stages by name: everything from texts to values by every method, of pairs."
+    import torch; torch.set_num_threads(1)                       # as the workers have: sums depend on it
     run = Run("valuation", workers=workers, home=home, progress="quiet")
     s = dict(base=run.stage("base", arms.base_model, model="world:xs"), texts=run.stage("texts", world_texts.load_texts, n=n, seed=1, options=dict(target=TARGET, relevant=0.3)))
     s["target"] = [run.stage(f"target/{t}", arms.load_problems, dataset="world", split="valid", n=4, seed=5, options=dict(points=points_of(t), steps=[1])) for t in TARGET]
