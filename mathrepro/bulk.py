@@ -9,7 +9,7 @@ __all__ = ['BATCH', 'BITS', 'PART', 'SLACK', 'Group', 'parquet_files', 'row_grou
            'first_rows', 'bucket_pairs', 'Shelf', 'Originals', 'shingles_in', 'candidates', 'measured_pairs', 'nearest',
            'resolve', 'texts_behind', 'columns_read', 'rules_checked', 'scan', 'copies', 'pairs', 'pairs_between',
            'originals', 'ids_of', 'Verdicts', 'reasons', 'chosen', 'judged', 'with_reasons', 'write', 'clean_bulk',
-           'enough', 'fingerprint', 'drawn', 'work_folder', 'unfinished', 'clean_files', 'train_rows']
+           'enough', 'fingerprint', 'drawn', 'work_folder', 'unfinished', 'clean_files', 'told', 'train_rows']
 
 # %% ../nbs/53a_bulk.ipynb #5bf6d140
 import json, os, re, shutil
@@ -39,7 +39,7 @@ def parquet_files(paths, pattern: str = "*.parquet") -> list:
     if not found: raise UserError(f"no file {pattern} in {', '.join(map(str, paths)) or 'an empty list'}; check the path, or run the stage that makes it")
     return found
 
-# %% ../nbs/53a_bulk.ipynb #ec10cf68
+# %% ../nbs/53a_bulk.ipynb #d40e4f47
 def row_groups(files) -> list:
     "`Group`s of the files, empty ones left out. Raises UserError where the columns of a file are not those of the first."
     out, lo, want = [], 0, None
@@ -161,7 +161,7 @@ def hits(tests: Tests, texts) -> dict:
         if j >= 0: out[i] = "contaminated (near copy)", tests.ids[j], s, ""
     return out
 
-# %% ../nbs/53a_bulk.ipynb #0722b8be
+# %% ../nbs/53a_bulk.ipynb #c30ef823
 def unusable(columns: dict, rules: Rules) -> dict:
     "{row: (why, '', 0, '')} of rows marked as not ok, without an answer line, not English."
     from mathrepro.answers import extract
@@ -284,7 +284,7 @@ def first_rows(book: Book, column, on) -> np.ndarray:
         out[rows[order]] = rows[order[start]]
     return out
 
-# %% ../nbs/53a_bulk.ipynb #50baaccd
+# %% ../nbs/53a_bulk.ipynb #75da9a1f
 def bucket_pairs(hashes, rows) -> np.ndarray:
     "int64 codes, row << 32 | earlier row, sorted: each row with the first CROWD rows of its bucket, as `filters.meet` pairs them."
     order, start = grouped(hashes)
@@ -328,7 +328,7 @@ def shingles_in(book: Book, f: int, rows, hold: bool = False) -> tuple:
     values, bits = (np.array(numbers[k]) if hold else numbers[k] for k in ("values", "bits"))
     return Rows(values, np.array(numbers["offsets"])), bits, np.searchsorted(numbers["row"], rows - book.starts[f])
 
-# %% ../nbs/53a_bulk.ipynb #bdcd9115
+# %% ../nbs/53a_bulk.ipynb #2869985a
 def candidates(book: Book, index: Originals, f: int, codes):
     "Yields (codes, least similarity that matters, shingles of both rows of each, alternating) of the pairs of rows of file f that may matter, up to 4,096 at a time. codes: int64, row << 32 | earlier row."
     own, own_bits, row = shingles_in(book, f, codes >> 32, hold=True)
@@ -345,7 +345,7 @@ def candidates(book: Book, index: Originals, f: int, codes):
                 some = on[c:c + 4096]
                 yield codes[m[some]], least[m[some]], alternate(take(own, row[m[some]]), take(other, k[some]))
 
-# %% ../nbs/53a_bulk.ipynb #63796371
+# %% ../nbs/53a_bulk.ipynb #d171df80
 def measured_pairs(book: Book, index: Originals, f: int, codes) -> dict:
     "{row: {earlier row: similarity}} of the pairs of rows of file f that matter."
     near = {}
@@ -355,7 +355,7 @@ def measured_pairs(book: Book, index: Originals, f: int, codes) -> dict:
         for c, score in zip(some[on].tolist(), j[on].tolist()): near.setdefault(c >> 32, {})[c & (2**32 - 1)] = score
     return near
 
-# %% ../nbs/53a_bulk.ipynb #e5539060
+# %% ../nbs/53a_bulk.ipynb #6c0cd75f
 def nearest(index: Originals, row: int, near: dict) -> tuple:
     "(original, similarity), or (row, 1.0): what `filters.best` finds, with only those originals measured that the bound leaves open."
     found, bound = {}, {}
@@ -372,7 +372,7 @@ def nearest(index: Originals, row: int, near: dict) -> tuple:
     score, root = max(((s, -j) for j, s in found.items()), default=(0.0, 0))
     return (-root, score) if score >= index.threshold - 1e-9 else (row, 1.0)
 
-# %% ../nbs/53a_bulk.ipynb #3fc01c25
+# %% ../nbs/53a_bulk.ipynb #e777c711
 def resolve(index: Originals, lo: int, hi: int, near: dict):
     "Fills in originals and similarities of the rows lo … hi-1, after all earlier rows; the rule of `filters.add_slice`."
     again = np.flatnonzero(index.of[lo:hi] < np.arange(lo, hi)) + lo
@@ -394,7 +394,7 @@ def texts_behind(folders, text: str) -> list:
             out |= zip(values_of(piece, column), ids_in(piece, names, None))
     return [(i, t) for t, i in out.items()]
 
-# %% ../nbs/53a_bulk.ipynb #aaf88d24
+# %% ../nbs/53a_bulk.ipynb #564bd873
 def columns_read(groups, rules: Rules) -> list:
     "Columns that the scan needs. Raises UserError for one that is missing or is no text."
     import pyarrow as pa
@@ -457,7 +457,7 @@ def pairs_between(files, lo: int, hi: int) -> np.ndarray:
     codes = np.sort(np.concatenate(found))
     return codes[np.concatenate([np.ones(min(1, len(codes)), bool), codes[1:] != codes[:-1]])]
 
-# %% ../nbs/53a_bulk.ipynb #f7798a6c
+# %% ../nbs/53a_bulk.ipynb #3b781900
 def originals(ctx, book: Book, same, fresh, rules: Rules) -> tuple:
     "Step 4, near-*.bin: (of, score) of every row: the row that it is a near copy of (itself: of none), and the similarity."
     files = pairs(ctx, book, fresh, rules)
@@ -492,7 +492,7 @@ class Verdicts(NamedTuple):
     score: np.ndarray
     kept: np.ndarray
 
-# %% ../nbs/53a_bulk.ipynb #f2c8dcc6
+# %% ../nbs/53a_bulk.ipynb #4ab2e62e
 def reasons(book: Book, f: int, v: Verdicts) -> dict:
     "{row of file f: (why, other, score, shared)} of its rejected rows."
     lo, hi = map(int, book.starts[f:f + 2])
@@ -552,7 +552,7 @@ def clean_bulk(ctx, files, references, seeds=None, rows: int = None, sample: str
     """Stage: rows/part-*.parquet (the rows that stay, as they were), rejected/part-*.parquet (all others, with row (number in the input), why, other, score, shared), counts.json.
 
     files, references, seeds: Parquet files or folders (stages); of references and seeds problems.parquet where there is one. The rules, and every verdict, are those of `questions.clean`; rows with a column ok that is false are rejected; answer_line:
-    the column solution must have an answer line; rows: how many at most are kept, sample: the first, or by a hash of id and solution with `seed` (as `questions.subset`). size: rows per shard. Memory: some hundred MiB, and about 60 bytes a row.
+    the column solution must have an answer line; rows: how many at most are kept, sample: the first, or by a hash of id and solution with `seed` (as `questions.subset`). size: rows per shard. Memory: some hundred MiB, and less than 200 bytes a row; disk while at work: 900 bytes a row.
     Raises UserError for malformed rows (with file, row group and row), and when nothing, or fewer than `rows`, is left."""
     rules = rules_checked(Rules(text, ngram, near_test, threshold, same_numbers, english, answer_line, sample, seed), rows)
     groups = row_groups(parquet_files(files, pattern))
@@ -565,7 +565,7 @@ def clean_bulk(ctx, files, references, seeds=None, rows: int = None, sample: str
     for f in ctx.out.glob("*.bin"): f.unlink()
     return enough(json.loads((ctx.out/"counts.json").read_text()), rows)
 
-# %% ../nbs/53a_bulk.ipynb #b82b80d4
+# %% ../nbs/53a_bulk.ipynb #d7030e19
 def enough(counts: dict, rows) -> dict:
     "The counts; UserError when nothing, or fewer than `rows`, is left."
     why = ", ".join(f"{k} {n:,}" for k, n in list(counts["reasons"].items())[:4])
@@ -594,11 +594,12 @@ def work_folder(work: Path, want: str) -> Path:
     (work/"for.json").write_text(want)
     return work
 
+# %% ../nbs/53a_bulk.ipynb #fc33f5c2
 def unfinished(work: Path, want: str) -> bool:
     "Does the folder hold the beginning of this work?"
     return (work/"for.json").exists() and (work/"for.json").read_text() == want
 
-# %% ../nbs/53a_bulk.ipynb #fc33f5c2
+# %% ../nbs/53a_bulk.ipynb #23f81be3
 def clean_files(files, references, out, progress: str = None, **options) -> dict:
     """`clean_bulk` from Parquet files to the new folder `out`; options as there. Returns the counts: rows, kept, seeds, reasons.
 
@@ -617,6 +618,11 @@ def clean_files(files, references, out, progress: str = None, **options) -> dict
             os.replace(ctx.out, out)
         lock.unlink(missing_ok=True)
         os.replace(work, gone := out.with_name(f".{out.name}.gone-{os.getpid()}")); shutil.rmtree(gone)
+    return told(out, draw)
+
+# %% ../nbs/53a_bulk.ipynb #12f39a2e
+def told(out: Path, draw) -> dict:
+    "The counts in a finished folder, said by the bar."
     counts = json.loads((out/"counts.json").read_text())
     draw.close(f"{out}: {counts['kept']:,} of {counts['rows']:,} rows kept")
     return counts
