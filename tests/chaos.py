@@ -20,11 +20,14 @@ HERE, BIN = Path(__file__).parent, Path(sys.executable).parent
 
 # ---- pipelines
 
+# the smoke profile of RFT made smaller: every kind of stage is left, with one seed, two of five base models and half the problems
+SMALLER = {"rft": ["seeds=[0]", "side_seeds=[0]", "ladder=[world:xs, world:xs@25]", "fractions=[1.0, 0.5]", "data.train.n=12", "data.valid.n=6", "data.test.n=12", "vote.limit=4"]}
+
 class Pipeline:
     "What is run: a paper at a profile through the command, or the toys through Python. `folder(home)`: its run."
-    def __init__(self, name, profile="smoke"): self.name, self.profile = name, profile
+    def __init__(self, name, profile="smoke", settings=()): self.name, self.profile, self.settings = name, profile, list(settings)
     def command(self, home):
-        if self.name != "toys": return [str(BIN / "mathrepro"), "run", self.name, "--profile", self.profile, "--no-report"]
+        if self.name != "toys": return [str(BIN / "mathrepro"), "run", self.name, "--profile", self.profile, "--no-report", *(w for s in self.settings for w in ("-p", s))]
         return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(HERE)!r}); import stages_for_tests as st; {toys(home)}"]
     def folder(self, home): return Path(home) / ("toy" if self.name == "toys" else f"{self.name}/{self.profile}")
     def start(self, home, log, env=None):
@@ -51,6 +54,7 @@ def kept(home):
         for line in j.read_text(errors="replace").splitlines():
             try: row = json.loads(line)
             except ValueError: continue
+            if not isinstance(row, dict) or not row.get("span"): continue     # no shard: its stage writes it again
             f = j.parent / "out" / str(row.get("file"))
             try: shards[j.parent.name, row["file"]] = mark(f)
             except (KeyError, OSError): pass
@@ -86,62 +90,99 @@ def is_a(p, what):
     try: return any(f"mathrepro.{what}" in a for a in p.cmdline())
     except psutil.Error: return False
 
-def strike(root, victim, rng):
-    "SIGKILL the victim; (what was struck, all processes there were)."
+def strike(root, victim, rng, older=()):
+    "SIGKILL the victim (`all`: what outlived an `older` kill too); (what was struck, all processes there were, their processor seconds)."
     procs = tree(root.pid)
-    some = {"all": procs, "command": procs[:1], "kernel": [p for p in procs if is_a(p, "kernel")][:1], "worker": [p for p in procs if is_a(p, "workers") and not is_a(p, "kernel")]}[victim]
+    some = {"all": [*procs, *older], "command": procs[:1], "kernel": [p for p in procs if is_a(p, "kernel")][:1], "worker": [p for p in procs if is_a(p, "workers") and not is_a(p, "kernel")]}[victim]
     if victim == "worker" and some: some = [rng.choice(some)]
-    if not some: victim, some = "all", procs
+    if not some: victim, some = "all", [*procs, *older]     # there is no kernel, no worker yet
+    cpu = cpu_of(procs)
     for p in some:
         try: p.kill()
         except psutil.NoSuchProcess: pass
-    return victim, procs
+    return victim, procs, cpu
+
+AIMS = {"any time": 4, "first second": 1, "a stage": 3, "a write": 4}
 
 class Aim:
-    "When to strike: `seconds` after the start, or after a stage begins in this session."
-    def __init__(self, rng, stages, spent, hits, total):
-        left = [n for n in stages if n not in spent]
-        self.stage = None
-        if not left or rng.random() < 0.25: self.seconds = rng.uniform(0, total / 3); return
+    "When to strike: `seconds` after the start (any time, first second), after a stage begins in this session, or at the first change of files after that."
+    def __init__(self, rng, calm, spent, hits):
+        left, self.stage = [n for n in calm["stages"] if n not in spent], None
+        rest = calm["first_stage_s"] + (calm["seconds"] - calm["first_stage_s"]) * len(left) / len(calm["stages"])
+        self.kind = rng.choices(list(AIMS), AIMS.values())[0]
+        if self.kind == "a stage" and not left: self.kind = "any time"
+        self.seconds = rng.uniform(0, 1 if self.kind == "first second" else rest)
+        if self.kind != "a stage": return
         left = left[:12]     # not far ahead, so that a round takes many kills
         kind = min(dict.fromkeys(n.split("/")[0] for n in left), key=lambda k: hits[k])     # of equals the earliest
         self.stage = rng.choice([n for n in left if n.split("/")[0] == kind])
-        self.seconds = rng.uniform(0, stages[self.stage])
+        self.seconds = rng.uniform(0, calm["stages"][self.stage])
 
-def await_aim(aim, p, folder, since):
+def names(folder):
+    "Names in a folder, [] where it is gone."
+    try: return os.listdir(folder)
+    except OSError: return []
+
+def files_of(home):
+    "What stands in the store and in the stages under way: changes when something is written."
+    return {f"{d}/{n}" for d in [f"{home}/store", *(f"{home}/work/{k}/{o}" for k in names(f"{home}/work") for o in ("out", "scratch"))] for n in names(d)}
+
+def half_written(home):
+    "Files that a kill left half-written: temporary ones, and files of stages under way that their journals do not hold."
+    torn = [str(p.relative_to(home)) for top in ("work", "store", "models") for p in (Path(home) / top).rglob(".*.part")]
+    for out in Path(home).glob("work/*/out"):
+        try: journal = (out.parent / "journal.jsonl").read_text(errors="replace")
+        except OSError: journal = ""
+        torn += [str(p.relative_to(home)) for p in out.rglob("*") if p.is_file() and f'"{p.relative_to(out)}"' not in journal and not p.name.endswith(".part")]
+    return torn
+
+def await_aim(aim, p, folder, home, since):
     "Wait for the instant; False when the process ended before."
-    begun = time.time() if aim.stage is None else None
+    begun, seen = time.time() if aim.stage is None else None, None
     while True:
         if begun is None and any(r.get("event") == "start" and r.get("name") == aim.stage and r["t"] >= since for r in read_log(folder)): begun = time.time()
-        if begun is not None and time.time() >= begun + aim.seconds: return p.poll() is None
+        if begun is not None and time.time() >= begun + aim.seconds:
+            if aim.kind != "a write": return p.poll() is None
+            now = files_of(home)
+            if seen is not None and now - seen: return p.poll() is None
+            seen = now
         if p.poll() is not None: return False
-        time.sleep(0.01 if begun is not None else 0.05)
+        time.sleep(0.001 if seen is not None else 0.01 if begun is not None else 0.05)
 
-VICTIMS = {"all": 4, "command": 2, "kernel": 2, "worker": 2}
+def cpu_of(procs):
+    "Processor seconds of processes and of their ended children."
+    total = 0.0
+    for p in procs:
+        try: total += sum(p.cpu_times()[:4])
+        except psutil.Error: pass
+    return total
+
+VICTIMS = {"all": 3, "command": 2, "kernel": 2, "worker": 3}
 
 def one_round(pipeline, home, calm, rng, record, kills, log):
     "Start, kill, start again … until it is done or `kills` are reached; then let it finish. Adds to record['kills']; the round's own record."
-    folder, snaps, mine, start, refused, failed, aimed = pipeline.folder(home), [], [], time.time(), 0, [], set()
+    folder, snaps, mine, start, refused, failed, aimed, cpu_s = pipeline.folder(home), [], [], time.time(), 0, [], set(), 0.0
     while True:
         began, free = time.time(), len(record["kills"]) < kills
         p = pipeline.start(home, log)
         done = {r["name"] for r in read_log(folder) if r["event"] in ("done", "cached")}
-        aim = Aim(rng, calm["stages"], done | aimed, record["hits"], calm["seconds"]) if free else None
+        aim = Aim(rng, calm, done | aimed, record["hits"]) if free else None
         if aim: aimed.add(aim.stage)     # once a round, else the last stage would take all kills
-        if aim and await_aim(aim, p, folder, began):
-            victim, procs = strike(p, rng.choices(list(VICTIMS), VICTIMS.values())[0], rng)
-            now, (names, seconds) = time.time(), in_flight(folder, home, time.time())
-            for n in names: record["hits"][n.split("/")[0]] += 1
+        if aim and await_aim(aim, p, folder, home, began):
+            at = time.time() - began
+            victim, procs, cpu = strike(p, rng.choices(list(VICTIMS), VICTIMS.values())[0], rng, [o for k in mine for o in k["orphans"]])
+            (busy, seconds), torn = in_flight(folder, home, time.time()), half_written(home) if victim == "all" else []
+            for n in busy: record["hits"][n.split("/")[0]] += 1
             snaps.append(kept(home) if victim == "all" else None)
             code = p.wait(600)
             if victim != "all": snaps[-1] = kept(home)
             _, alive = psutil.wait_procs(procs, timeout=0)
-            mine.append(dict(round=len(record["rounds"]), aim=aim.stage or "any time", victim=victim, under_way=names, in_flight_s=round(seconds, 2), finished=len(snaps[-1][0]), exit=code, alive_at_restart=len(alive), orphans=procs))
+            mine.append(dict(round=len(record["rounds"]), aim=aim.kind, at_s=round(at, 3), victim=victim, under_way=busy, half_written=len(torn), in_flight_s=round(seconds, 2), finished=len(snaps[-1][0]), exit=code, cpu_s=round(cpu, 1), alive_at_restart=len(alive), orphans=procs))
             record["kills"].append(mine[-1])
-            print(f"kill {len(record['kills'])}/{kills}: {victim:8} in {', '.join(names) or 'no stage'}; {len(snaps[-1][0])} finished; exit {code}", flush=True)
+            print(f"kill {len(record['kills'])}/{kills}: {victim:8} after {at:5.2f} s ({aim.kind}) in {', '.join(busy) or 'no stage'}; {len(snaps[-1][0])} finished, {len(torn)} files half-written; exit {code}", flush=True)
             if victim == "worker" and code == 0: break    # an idle worker: the run went on by itself
             continue
-        code = p.wait(1800)
+        _, status, used = os.wait4(p.pid, 0); p.returncode = code = os.waitstatus_to_exitcode(status); cpu_s += used.ru_utime + used.ru_stime
         if code == 0: break
         words = Path(log).read_text(errors="replace")[-3000:]
         if "in use by" in words or "another process" in words.splitlines()[-1]: refused += 1; time.sleep(1.0)
@@ -150,7 +191,7 @@ def one_round(pipeline, home, calm, rng, record, kills, log):
     for k in mine:
         _, alive = psutil.wait_procs(k.pop("orphans"), timeout=5)
         k["orphans"] = len(alive)
-    return finish_round(home, calm, snaps, mine, dict(seconds=round(time.time() - start, 1), refused=refused, failed=failed, kills=len(mine)))
+    return finish_round(home, calm, snaps, mine, dict(seconds=round(time.time() - start, 1), cpu_s=round(cpu_s + sum(k["cpu_s"] for k in mine), 1), refused=refused, failed=failed, kills=len(mine)))
 
 def finish_round(home, calm, snaps, mine, out):
     "Compare the bytes, and look for what was made again."
@@ -169,8 +210,8 @@ def undisturbed(pipeline, home, log):
     start = time.time()
     code = pipeline.start(home, log).wait()
     assert code == 0, Path(log).read_text()[-3000:]
-    stages = {r["name"]: r["wall_s"] for r in read_log(pipeline.folder(home)) if r["event"] == "done"}
-    return dict(data=data(home), stages=stages, seconds=time.time() - start)
+    rows = read_log(pipeline.folder(home))
+    return dict(data=data(home), stages={r["name"]: r["wall_s"] for r in rows if r["event"] == "done"}, seconds=time.time() - start, first_stage_s=next(r["t"] for r in rows if r["event"] == "start") - start)
 
 def chaos(pipeline, kills, seed, where, save=None):
     "`kills` kills; the record, which is also given to `save` after each round."
@@ -178,7 +219,7 @@ def chaos(pipeline, kills, seed, where, save=None):
     where.mkdir(parents=True, exist_ok=True)
     calm = undisturbed(pipeline, where / "calm", where / "calm.log")
     print(f"undisturbed: {len(calm['stages'])} stages, {len(calm['data'])} files, {calm['seconds']:.0f} s", flush=True)
-    record = dict(pipeline=pipeline.name, profile=pipeline.profile, seed=seed, stages=len(calm["stages"]), files=len(calm["data"]), undisturbed_s=round(calm["seconds"], 1), hits=Counter(), kills=[], rounds=[])
+    record = dict(pipeline=pipeline.name, profile=pipeline.profile, settings=pipeline.settings, seed=seed, stages=len(calm["stages"]), files=len(calm["data"]), undisturbed_s=round(calm["seconds"], 1), hits=Counter(), kills=[], rounds=[])
     while len(record["kills"]) < kills:
         home = where / f"round-{len(record['rounds'])}"
         record["rounds"].append(r := one_round(pipeline, home, calm, rng, record, kills, where / f"round-{len(record['rounds'])}.log"))
@@ -484,9 +525,10 @@ def table(record):
 def main(argv=None):
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--kills", type=int, default=50); a.add_argument("--paper", default="rft", help="a paper, or toys"); a.add_argument("--profile", default="smoke"); a.add_argument("--seed", type=int, default=0)
+    a.add_argument("-p", action="append", metavar="NAME=VALUE", help="settings of the paper"); a.add_argument("--smaller", action="store_true", help="the paper with the settings SMALLER")
     a.add_argument("--injections", action="store_true"); a.add_argument("--overhead", action="store_true"); a.add_argument("--out", default="chaos.json"); a.add_argument("--where", help="folder for the runs (default: a temporary one, removed at the end)")
     a = a.parse_args(argv)
-    where, pipeline, record = Path(a.where or tempfile.mkdtemp(prefix="chaos-")), Pipeline(a.paper, a.profile), {}
+    where, pipeline, record = Path(a.where or tempfile.mkdtemp(prefix="chaos-")), Pipeline(a.paper, a.profile, a.p if a.p is not None else SMALLER.get(a.paper, []) if a.smaller else []), {}
     def save(record):
         from mathrepro.provenance import provenance
         Path(a.out).write_text(json.dumps({**record, "made_with": provenance()}, indent=1, default=str) + "\n")

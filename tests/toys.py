@@ -55,16 +55,20 @@ class Served(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
             self.server.asked += 1
+            if self.server.said: print(json.dumps([self.server.asked, body["messages"][-1]["content"], body.get("seed")]), file=self.server.said, flush=True)
             c = self.server.llm.generate([body["messages"][-1]["content"]], temperature=body["temperature"], seed=body.get("seed", 0), max_new_tokens=1024)[0]
         self.say(dict(id="x", object="chat.completion", created=0, model=self.server.model, usage=dict(prompt_tokens=c.prompt_tokens, completion_tokens=c.new_tokens, total_tokens=c.prompt_tokens + c.new_tokens),
                       choices=[dict(index=0, finish_reason=c.finish, message=dict(role="assistant", content=c.text))]))
 
 @contextmanager
-def served_engine(engine, model):
-    "A server on loopback that answers with an engine of the world under the name `model`; `asked` counts requests."
+def served_engine(engine, model, port=0, said=None):
+    "A server on loopback that answers with an engine of the world under the name `model`; `asked` counts requests, the open file `said` gets a line for each."
     from mathrepro.engines.base import load_engine
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
-    server.llm, server.model, server.lock, server.asked = load_engine(dict(engine=engine)), model, threading.Lock(), 0
+    server = ThreadingHTTPServer(("127.0.0.1", port), Served)
+    server.llm, server.model, server.lock, server.asked, server.said = load_engine(dict(engine=engine)), model, threading.Lock(), 0, said
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try: yield server
     finally: server.shutdown()
+
+if __name__ == "__main__":     # python toys.py ENGINE MODEL PORT LOG: the same server as a process of its own, to be killed
+    with open(sys.argv[4], "a") as said, served_engine(*sys.argv[1:3], int(sys.argv[3]), said): threading.Event().wait()
