@@ -70,8 +70,8 @@ def test_refused_request_is_one_line_and_not_the_end(engine):
 
 
 def test_killed_child_gives_one_clear_line(folder):
-    e = load_engine(dict(engine="vllm", model=str(folder), max_model_len=256, cpu_cache_gib=1))
-    os.kill(e.child.process.pid, signal.SIGKILL)
+    e = load_engine(dict(engine="vllm", model=str(folder), max_model_len=256, cpu_cache_gib=1, restarts=0))
+    os.kill(e.workers.children[0].process.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="was killed by SIGKILL"): e.generate(PROMPTS)
     e.close()
 
