@@ -7,7 +7,7 @@
 
 A kill strikes everything at once (a power cut as the files see it), the command alone, the kernel alone, or a worker alone. Its instant is drawn inside a stage (kinds of stages hit least first), or from the whole run. Kills are SIGKILL, so what was written is in the
 system's cache: a real power cut, which may take back what was not yet pushed to the disk, is not tested here."""
-import argparse, json, os, random, shutil, signal, subprocess, sys, tempfile, threading, time
+import argparse, json, os, random, resource, shutil, signal, socket, subprocess, sys, tempfile, threading, time, urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -149,6 +149,11 @@ def await_aim(aim, p, folder, home, since):
         if p.poll() is not None: return False
         time.sleep(0.001 if seen is not None else 0.01 if begun is not None else 0.05)
 
+def children_cpu():
+    "Processor seconds of this process's ended children, and of theirs."
+    u = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return u.ru_utime + u.ru_stime
+
 def cpu_of(procs):
     "Processor seconds of processes and of their ended children."
     total = 0.0
@@ -163,7 +168,7 @@ def one_round(pipeline, home, calm, rng, record, kills, log):
     "Start, kill, start again … until it is done or `kills` are reached; then let it finish. Adds to record['kills']; the round's own record."
     folder, snaps, mine, start, refused, failed, aimed, cpu_s = pipeline.folder(home), [], [], time.time(), 0, [], set(), 0.0
     while True:
-        began, free = time.time(), len(record["kills"]) < kills
+        began, free, cpu_before = time.time(), len(record["kills"]) < kills, children_cpu()
         p = pipeline.start(home, log)
         done = {r["name"] for r in read_log(folder) if r["event"] in ("done", "cached")}
         aim = Aim(rng, calm, done | aimed, record["hits"]) if free else None
@@ -182,7 +187,8 @@ def one_round(pipeline, home, calm, rng, record, kills, log):
             print(f"kill {len(record['kills'])}/{kills}: {victim:8} after {at:5.2f} s ({aim.kind}) in {', '.join(busy) or 'no stage'}; {len(snaps[-1][0])} finished, {len(torn)} files half-written; exit {code}", flush=True)
             if victim == "worker" and code == 0: break    # an idle worker: the run went on by itself
             continue
-        _, status, used = os.wait4(p.pid, 0); p.returncode = code = os.waitstatus_to_exitcode(status); cpu_s += used.ru_utime + used.ru_stime
+        code = p.wait(1800)
+        cpu_s += children_cpu() - cpu_before
         if code == 0: break
         words = Path(log).read_text(errors="replace")[-3000:]
         if "in use by" in words or "another process" in words.splitlines()[-1]: refused += 1; time.sleep(1.0)
@@ -456,15 +462,137 @@ def dead_server(where, calm):
     twice = sum((s.answered + t.answered).values()) - 60
     return outcome(where / "home", data(where / "calm"), one_line(out, ["UserError", "without a success"]), remade=max(twice - 4, 0))     # 4 requests at once
 
-INJECTIONS = dict(full_disk=full_disk, read_only=read_only, clock_jumps=clock_jumps, two_at_once=two_at_once, truncated_under_way=truncated_under_way, flipped_under_way=flipped_under_way,
-                  truncated_finished=truncated_finished, flipped_finished=flipped_finished, torn_records=torn_records, storm=storm, hanging=hanging, dead_server=dead_server)
+# ---- a served engine in a process of its own
 
-def inject(name, where):
+class Server:
+    "An engine behind a port, in a process group of its own, which may be killed, stopped and started again there."
+    def __init__(self, folder):
+        self.folder, self.process = Path(folder), None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.said, self.log, place = self.folder / "said.log", self.folder / "log", self.folder / "port"
+        if not place.exists():
+            with socket.socket() as s: s.bind(("127.0.0.1", 0)); place.write_text(str(s.getsockname()[1]))
+        self.port = int(place.read_text())
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+    def spawn(self, command, env):
+        with open(self.log, "a") as f: self.process = subprocess.Popen(command, env={**os.environ, **env, "OMP_NUM_THREADS": "1"}, stdout=f, stderr=f, stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.folder)
+    def wait(self, seconds=300):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            try: return urllib.request.urlopen(f"{self.url}/models", timeout=5)
+            except OSError: time.sleep(0.1)
+        raise AssertionError(self.log.read_text()[-2000:])
+    def signal(self, which): os.killpg(self.process.pid, which)
+    def kill(self):
+        if self.process.poll() is None: self.signal(signal.SIGKILL)
+        self.process.wait()
+
+class Teacher(Server):
+    "The world's teacher, served as tests/toys.py serves it."
+    engine, words = dict(engine="endpoint", model="teacher", concurrency=4, timeout=2.0, max_wait=10.0), "server of the world teacher"
+    def start(self): self.spawn([sys.executable, str(HERE / "toys.py"), "world-teacher", "teacher", str(self.port), str(self.said)], {})
+    def answered(self): return Counter(l.split(",", 1)[1] for l in self.said.read_text().splitlines()) if self.said.exists() else Counter()
+    def forget(self): self.said.unlink(missing_ok=True)
+
+class VLLM(Server):
+    "vLLM's own API server with a model that the package ships."
+    engine, words = dict(engine="endpoint", model="tiny", api="completions", concurrency=4, timeout=20.0, max_wait=120.0), "API server of vLLM"
+    def start(self):
+        from mathrepro.engines.vllm import environment, vllm_python
+        from mathrepro.pretraining import shipped
+        env = {k: v for k, v in environment(1, 1).items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+        self.spawn([vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(shipped("s")), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"], env)
+    def answered(self): return Counter({"requests": sum("POST /v1/" in l and " 200" in l for l in self.log.read_text(errors="replace").splitlines())})
+    def forget(self): self.log.write_text("")
+
+SERVERS = dict(teacher=Teacher, vllm=VLLM)
+# MathScale's smoke profile made smaller: its teacher and its judge are asked over the network
+SERVED = ["seeds=[0]", "side_seeds=[0]", "dial=[]", "size=8", "sizes=[4, 8]", "data.train.n=60", "data.narrow={}", "data.valid.n=8", "data.test.n=1", "workers=1"]
+
+def asker(server, home, paper=False):
+    "The process that asks the server: the first stages of MathScale, or all of it through the command."
+    engine = {**server.engine, "base_url": server.url}
+    code = f"import stages_of_chaos as sc; run, last = sc.asking({str(home)!r}, {engine!r})\ntry: run.compute()\nexcept Exception as e: print(type(e).__name__, e); sys.exit(1)"
+    more = [w for who in ("teacher", "judge") for k, v in engine.items() for w in ("-p", f"{who}.{k}={v}")] + [w for s in SERVED for w in ("-p", s)]
+    command = [str(BIN / "mathrepro"), "run", "mathscale", "--profile", "smoke", "--no-report", *more] if paper else [sys.executable, "-c", PRELUDE + code]
+    env = {**os.environ, "MATHREPRO_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True)
+
+def calm_server(where, kind, paper):
+    "(server, not running, bytes of a run that it answers undisturbed, what it answered)."
+    folder = where.parent / f"{kind}-{'paper' if paper else 'stages'}"
+    s, known = SERVERS[kind](folder), folder / "answered.json"
+    if not known.exists():
+        s.start()
+        try:
+            s.wait(); p = asker(s, folder / "home", paper)
+            out = p.communicate(timeout=900)[0]; assert p.returncode == 0, out
+            known.write_text(json.dumps(s.answered()))
+        finally: s.kill()
+    s.forget()
+    return s, data(folder / "home"), Counter(json.loads(known.read_text()))
+
+def troubled(where, kind, trouble, paper=False):
+    "A server is killed or stopped when it has answered part of what will be asked; `trouble(server, process)` does it and gives what was noticed."
+    s, calm, usual = calm_server(where, kind, paper)
+    share, start = random.Random(f"{where.name}/{paper}").uniform(0.2, 0.8), time.time()
+    s.start(); s.wait()
+    try:
+        p = asker(s, where / "home", paper)
+        while sum(s.answered().values()) < share * sum(usual.values()): assert p.poll() is None, p.communicate()[0]; time.sleep(0.005)
+        done = sum(s.answered().values())
+        said, again = trouble(s, p)
+        if again:
+            p = asker(s, where / "home", paper); out = p.communicate(timeout=900)[0]; assert p.returncode == 0, out
+        twice = sum(max(0, n - usual[k]) for k, n in s.answered().items())
+    finally: s.kill()
+    r = outcome(where / "home", calm, said, remade=max(0, twice - 2 * s.engine["concurrency"]))
+    return {**r, "at": f"after {done} of {sum(usual.values())} answers", "asked_again": twice, "seconds": round(time.time() - start, 1), "pipeline": "mathscale smoke" if paper else "the first stages of MathScale"}
+
+def comes_back(s, p):
+    "SIGKILL and at once a new server on the same port; the run waits and goes on."
+    s.kill(); s.start(); out = p.communicate(timeout=900)[0]
+    assert p.returncode == 0, out
+    return "the run waited and went on", False
+
+def stays_away(s, p):
+    "SIGKILL; the run gives up with one line; then a new server, and the same run again."
+    s.kill(); out = p.communicate(timeout=900)[0]
+    assert p.returncode != 0, out
+    s.start(); s.wait()
+    return one_line(out, ["without a success", "run again"]), True
+
+def hangs(s, p):
+    "SIGSTOP for longer than the time limit of a request, then SIGCONT; the run goes on."
+    s.signal(signal.SIGSTOP); time.sleep(s.engine["timeout"] * 1.5 if s.engine["timeout"] < 10 else 25); s.signal(signal.SIGCONT)
+    out = p.communicate(timeout=900)[0]
+    assert p.returncode == 0, out
+    return "requests were given up and asked again", False
+
+def server_faults(kind, paper=False):
+    "Name -> injection for a kind of server."
+    def make(trouble, what):
+        def f(where, calm): return troubled(where, kind, trouble, paper)
+        f.__doc__, f.target = what, SERVERS[kind].words
+        return f
+    return {f"{kind}_killed": make(comes_back, "The server is killed while it is asked, and comes back on the same port."), f"{kind}_gone": make(stays_away, "The server is killed while it is asked; the run gives up in one line and is started again when the server is back."),
+            f"{kind}_hangs": make(hangs, "The server hangs (SIGSTOP, then SIGCONT) while it is asked.")}
+
+INJECTIONS = dict(full_disk=full_disk, read_only=read_only, clock_jumps=clock_jumps, two_at_once=two_at_once, truncated_under_way=truncated_under_way, flipped_under_way=flipped_under_way,
+                  truncated_finished=truncated_finished, flipped_finished=flipped_finished, torn_records=torn_records, storm=storm, hanging=hanging, dead_server=dead_server, **server_faults("teacher"))
+LONG = {**server_faults("teacher", paper=True), **server_faults("vllm")}     # minutes each: by hand, with --servers
+
+TARGETS = dict(full_disk="the disk of the runs", read_only="the folder of the runs", clock_jumps="the clock", two_at_once="the run's lock", torn_records="logs, journals and records", storm="a server", hanging="a server", dead_server="a server",
+               truncated_under_way="a shard under way", flipped_under_way="a shard under way", truncated_finished="a finished stage", flipped_finished="a finished stage")
+
+def inject(name, where, long=False):
     "One injection in a folder of its own; its record."
     where, calm = Path(where) / name, Path(where) / "calm"
     where.mkdir(parents=True)
-    if not calm.exists(): code, out = python(toys(calm)); assert code == 0, out
-    return dict(fault=name, what=INJECTIONS[name].__doc__, **INJECTIONS[name](where, data(calm)))
+    if not calm.exists() and not long: code, out = python(toys(calm)); assert code == 0, out
+    f, start = (LONG if long else INJECTIONS)[name], time.time()
+    return dict(fault=name, what=f.__doc__, target=getattr(f, "target", TARGETS.get(name, "a stage's files")), **{"seconds": round(time.time() - start, 1), **f(where, data(calm))})
 
 # ---- what checkpointing costs
 
@@ -526,7 +654,7 @@ def main(argv=None):
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--kills", type=int, default=50); a.add_argument("--paper", default="rft", help="a paper, or toys"); a.add_argument("--profile", default="smoke"); a.add_argument("--seed", type=int, default=0)
     a.add_argument("-p", action="append", metavar="NAME=VALUE", help="settings of the paper"); a.add_argument("--smaller", action="store_true", help="the paper with the settings SMALLER")
-    a.add_argument("--injections", action="store_true"); a.add_argument("--overhead", action="store_true"); a.add_argument("--out", default="chaos.json"); a.add_argument("--where", help="folder for the runs (default: a temporary one, removed at the end)")
+    a.add_argument("--injections", action="store_true"); a.add_argument("--servers", action="store_true", help="a whole paper with a served teacher, and vLLM's server, killed and stopped"); a.add_argument("--overhead", action="store_true"); a.add_argument("--out", default="chaos.json"); a.add_argument("--where", help="folder for the runs (default: a temporary one, removed at the end)")
     a = a.parse_args(argv)
     where, pipeline, record = Path(a.where or tempfile.mkdtemp(prefix="chaos-")), Pipeline(a.paper, a.profile, a.p if a.p is not None else SMALLER.get(a.paper, []) if a.smaller else []), {}
     def save(record):
@@ -537,6 +665,13 @@ def main(argv=None):
         if a.injections:
             record["injections"] = []
             for n in INJECTIONS: record["injections"].append(r := inject(n, where / "injections")); print(json.dumps(r), flush=True)
+        if a.servers:
+            from mathrepro.config import UserError
+            record["servers"] = []
+            for n in LONG:
+                try: record["servers"].append(r := inject(n, where / "servers", long=True)); print(json.dumps(r), flush=True)
+                except UserError as e: print(f"{n}: SKIPPED: {e}", flush=True)
+                save(record)
         if a.kills: record["chaos"] = chaos(pipeline, a.kills, a.seed, where, lambda r: save({**record, "chaos": r}))
     finally:
         save(record)
