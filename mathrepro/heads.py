@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MEASURES', 'HeadRow', 'HeadScore', 'verdicts_in', 'fail_rates', 'difficulty_rows', 'reward_rows',
-           'samples_in', 'HeadConfig', 'head_config', 'load_head', 'is_head', 'trained', 'encode', 'longest', 'padded',
-           'preference_pairs', 'trainer_arguments', 'watched', 'pair_trainer', 'row_trainer', 'labelled', 'train_head',
-           'run_trainer', 'save_head', 'inputs_of', 'length_batches', 'head_scores', 'refuse_nan', 'score',
+           'samples_in', 'HeadConfig', 'head_config', 'load_head', 'head_tokenizer', 'is_head', 'one_output', 'trained',
+           'encode', 'longest', 'padded', 'preference_pairs', 'trainer_arguments', 'watched', 'pair_trainer',
+           'row_trainer', 'labelled', 'train_head', 'run_trainer', 'save_head', 'inputs_of', 'length_batches',
+           'head_scores', 'HeadScorer', 'scorer_of', 'refuse_nan', 'score', 'scored_shard', 'counts_of_scores',
            'read_scores', 'full_text', 'length_scores', 'ridge_scores', 'auc', 'spearman', 'grouped', 'within',
            'by_questions', 'measured', 'compare_scores']
 
 # %% ../nbs/33a_heads.ipynb #87281b25
-import json, math, random
+import importlib, json, math, random
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import numpy as np
 from .config import UserError, nearest
+from .engines.base import ENGINES, engine_modules
 from .models import DTYPES, load_tokenizer, model_folder, pick_device
 from .records import Problem, Sample, Score, read_rows, to_table, write_table
 from .stats import bootstrap_ci, contrast, paired_difference
@@ -126,27 +128,37 @@ def load_head(path, dtype="float32", device="cpu", seed: int = 0):
     import torch
     from transformers import AutoModelForSequenceClassification, logging
     if dtype not in DTYPES: raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    tok, before = load_tokenizer(path), logging.get_verbosity()
-    outputs = len(json.loads((model_folder(path) / "config.json").read_text()).get("id2label") or [0]) if is_head(path) else 1
-    if outputs != 1: raise UserError(f"the model in {path} has {outputs} outputs; a head has one (num_labels=1)")
+    tok, before = head_tokenizer(path), logging.get_verbosity()
+    if is_head(path): one_output(path)
     logging.disable_progress_bar(); logging.set_verbosity_error()      # that lm_head goes and a new layer comes is the purpose
     torch.manual_seed(seed)
     try: model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=DTYPES[dtype])
     except (OSError, ValueError) as e: raise UserError(f"no head can be put on the model in {path}: {str(e).splitlines()[0]}") from None
     finally: logging.set_verbosity(before)
-    tok.padding_side = "right"
-    if tok.pad_token_id is None: tok.pad_token = tok.eos_token
     model.config.get_text_config().pad_token_id = tok.pad_token_id
     return model.to(device), tok
+
+def head_tokenizer(path):
+    "The tokenizer of a head: padding on the right, with the end token where there is no padding token."
+    tok = load_tokenizer(path)
+    tok.padding_side = "right"
+    if tok.pad_token_id is None: tok.pad_token = tok.eos_token
+    return tok
 
 # %% ../nbs/33a_heads.ipynb #683a9b57
 def is_head(path) -> bool:
     "Whether the folder holds a classifier (a head, trained) rather than a causal model, by its config.json."
     return any("SequenceClassification" in a for a in json.loads((model_folder(path) / "config.json").read_text()).get("architectures") or [])
 
+def one_output(path):
+    "UserError when the classifier in a folder has several outputs."
+    outputs = len(json.loads((model_folder(path) / "config.json").read_text()).get("id2label") or [0])
+    if outputs != 1: raise UserError(f"the model in {path} has {outputs} outputs; a head has one (num_labels=1)")
+
 def trained(head: Path) -> Path:
-    "Its model folder. Raises UserError when the model was never trained as a head: its output layer would be random."
+    "Its model folder. Raises UserError when the model was never trained as a head (its output layer would be random), and when it has several outputs."
     if not is_head(head / "model"): raise UserError(f"the model in {head.name} is no trained head (a causal model has no score layer); train one with heads.train_head, or give a reward model's folder")
+    one_output(head / "model")
     return head / "model"
 
 # %% ../nbs/33a_heads.ipynb #9ada9e9e
@@ -161,11 +173,11 @@ def encode(rows, tok, chat: bool = False) -> list:
     return [list(a) + list(b) + end for a, b in zip(first, rest)]
 
 # %% ../nbs/33a_heads.ipynb #d4fa8a2b
-def longest(model, c) -> int:
-    "Most tokens of a row: the setting, else what the model can read, at most 2,048."
-    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
-    if c.max_length and c.max_length > reach: raise UserError(f"max_length is {c.max_length} but the model reads {reach} tokens; lower it")
-    return c.max_length or min(reach, 2048)
+def longest(config, max_length=None) -> int:
+    "Most tokens of a row for a model with this `transformers` configuration: `max_length`, else what it can read, at most 2,048."
+    reach = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+    if max_length and max_length > reach: raise UserError(f"max_length is {max_length} but the model reads {reach} tokens; lower it")
+    return max_length or min(reach, 2048)
 
 def padded(ids, pad: int) -> dict:
     "Tensors input_ids and attention_mask (rows, tokens), padded on the right."
@@ -245,8 +257,8 @@ def train_head(ctx, base: Path, rows: Path, kind: str = "reward", settings: dict
     c, data = head_config(settings, kind), labelled(rows, kind)
     model, tok = load_head(base / "model", seed=seed)
     ids, offset = encode(data, tok, c.chat), 0.0
-    keep = [i for i, t in enumerate(ids) if len(t) <= longest(model, c)]
-    if not keep: raise UserError(f"all {len(ids):,} rows are longer than {longest(model, c)} tokens; raise max_length")
+    keep = [i for i, t in enumerate(ids) if len(t) <= longest(model.config, c.max_length)]
+    if not keep: raise UserError(f"all {len(ids):,} rows are longer than {longest(model.config, c.max_length)} tokens; raise max_length")
     if kind == "difficulty":
         offset = sum(data[i].label for i in keep) / len(keep)
         data = [replace(r, label=r.label - offset) for r in data]
@@ -306,30 +318,68 @@ def head_scores(model, tok, ids, tokens: int = 8192, progress=None) -> np.ndarra
             if progress: progress(done, len(ids))
     return out
 
+class HeadScorer:
+    "Scores of token lists by the head in `folder`, through `transformers` in this process."
+    def __init__(self, folder, dtype="float32", device="auto", batch_tokens: int = 8192):
+        self.batch_tokens, (self.model, self.tok) = batch_tokens, load_head(folder, dtype, pick_device(device))
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+    def score(self, ids, progress=None) -> np.ndarray: return head_scores(self.model, self.tok, ids, self.batch_tokens, progress)
+    def close(self): self.model = None
+
+def scorer_of(folder, dtype="float32", device="auto", batch_tokens: int = 8192, engine: dict = None, reach: int = None):
+    """What scores token lists with the head in `folder`: `.score(ids, progress=None)` -> float64 (rows,), `.parameters`, `.close()`. `engine`: None for `transformers`, else {"engine": "vllm", …} with that engine's settings, which go before
+    `dtype` and `device`; `reach`: tokens of the longest row. Raises UserError on engines that cannot score and on settings they do not know."""
+    spec = dict(engine or {})
+    name = spec.pop("engine", "transformers")
+    if name not in ENGINES: raise UserError(f"unknown engine {name!r}{nearest(name, ENGINES)}")
+    make = HeadScorer if name == "transformers" else getattr(importlib.import_module(ENGINES[name].split(":")[0]), "SCORER", None)
+    if make is None: raise UserError(f"engine {name!r} scores no texts; take transformers or vllm for a head")
+    if name != "transformers": return make(folder, **dict(dtype=dtype, device=device, max_model_len=reach) | spec)
+    for key in spec:
+        if key not in ("dtype", "device", "batch_tokens"): raise UserError(f"engine transformers has no setting {key!r} for a head{nearest(key, ('dtype', 'device', 'batch_tokens'))}")
+    return make(folder, **dict(dtype=dtype, device=device, batch_tokens=batch_tokens) | spec)
+
+# %% ../nbs/33a_heads.ipynb #599c3a72
 def refuse_nan(rows, values):
     "Raises UserError naming the rows whose score is not a finite number."
     bad = np.flatnonzero(~np.isfinite(values)).tolist()
     names = ", ".join(f"{rows[i].problem_id}/{rows[i].index}" for i in bad[:5])
     if bad: raise UserError(f"{len(bad):,} of {len(values):,} scores are NaN or infinite (problem/sample {names}{', …' if len(bad) > 5 else ''}); score in float32 or bfloat16 (float16 overflows), or train the head again at a lower learning_rate")
 
-# %% ../nbs/33a_heads.ipynb #b3795d10
-def score(ctx, head: Path, rows: Path, kind: str = None, dtype: str = "float32", device: str = "auto", batch_tokens: int = 8192, shard: int = 2048, max_length: int = None, chat: bool = None):
-    "Stage: scored-*.parquet (HeadScore) of everything in `rows` by head/model; counts.json (scored, cut, tokens, seconds). `kind` and `chat`: None takes them from the head's training.json (else reward, no template)."
+# %% ../nbs/33a_heads.ipynb #6b64b93c
+def score(ctx, head: Path, rows: Path, kind: str = None, dtype: str = "float32", device: str = "auto", batch_tokens: int = 8192, shard: int = 2048, max_length: int = None, chat: bool = None, engine: dict = None):
+    """Stage: scored-*.parquet (HeadScore) of everything in `rows` by head/model; counts.json (scored, cut, tokens, seconds). `kind` and `chat`: None takes them from the head's training.json (else reward, no template);
+    `engine`: what runs the model, as in `scorer_of`."""
     import time
     facts = json.loads((head / "training.json").read_text()) if (head / "training.json").is_file() else {}
-    kind, offset, chat = kind or facts.get("kind", "reward"), facts.get("offset", 0.0), facts.get("settings", {}).get("chat", False) if chat is None else chat
-    todo, model, began = inputs_of(rows, kind), None, time.perf_counter()
-    for _, lo, hi, path in ctx.shards(len(todo), shard, "scored"):
-        if model is None: model, tok = load_head(trained(head), dtype, pick_device(device))
-        part, reach = todo[lo:hi], longest(model, HeadConfig(max_length=max_length))
-        full = encode(part, tok, chat)
-        ids = [t[-reach:] for t in full]
-        values = head_scores(model, tok, ids, batch_tokens, lambda n, total: ctx.report(n, total, "scores")) + offset
-        refuse_nan(part, values)
-        ctx.count(tokens_in=sum(map(len, ids)), flops=2 * sum(p.numel() for p in model.parameters()) * sum(map(len, ids)))
-        ctx.commit(path, to_table([HeadScore(r.problem_id, r.index, float(v), len(i), len(t) > reach) for r, v, i, t in zip(part, values, ids, full)], HeadScore))
+    kind, chat, began = kind or facts.get("kind", "reward"), facts.get("settings", {}).get("chat", False) if chat is None else chat, time.perf_counter()
+    todo, scorer = inputs_of(rows, kind), None
+    try:
+        for _, lo, hi, path in ctx.shards(len(todo), shard, "scored"):
+            if scorer is None:
+                from transformers import AutoConfig
+                tok, reach = head_tokenizer(trained(head)), longest(AutoConfig.from_pretrained(head / "model"), max_length)
+                scorer = scorer_of(head / "model", dtype, device, batch_tokens, engine, reach)
+            ctx.commit(path, scored_shard(ctx, scorer, todo[lo:hi], encode(todo[lo:hi], tok, chat), reach, facts.get("offset", 0.0)))
+    finally:
+        if scorer: scorer.close()
+    counts_of_scores(ctx, kind, time.perf_counter() - began)
+
+score.uses = engine_modules
+
+# %% ../nbs/33a_heads.ipynb #8df13ecb
+def scored_shard(ctx, scorer, part, full, reach: int, offset: float):
+    "Arrow table (HeadScore) of the rows `part` with the token lists `full`, each cut to its last `reach` tokens; counts tokens and FLOPs."
+    ids = [t[-reach:] for t in full]
+    values = scorer.score(ids, lambda n, total: ctx.report(n, total, "scores")) + offset
+    refuse_nan(part, values)
+    ctx.count(tokens_in=sum(map(len, ids)), flops=2 * scorer.parameters * sum(map(len, ids)))
+    return to_table([HeadScore(r.problem_id, r.index, float(v), len(i), len(t) > reach) for r, v, i, t in zip(part, values, ids, full)], HeadScore)
+
+def counts_of_scores(ctx, kind: str, seconds: float):
+    "counts.json of a `score` stage."
     table = read_scores(ctx.out)
-    (ctx.out / "counts.json").write_text(json.dumps(dict(kind=kind, scored=len(table), cut=sum(s.cut for s in table), tokens=sum(s.tokens for s in table), seconds=round(time.perf_counter() - began, 3))))
+    (ctx.out / "counts.json").write_text(json.dumps(dict(kind=kind, scored=len(table), cut=sum(s.cut for s in table), tokens=sum(s.tokens for s in table), seconds=round(seconds, 3))))
 
 # %% ../nbs/33a_heads.ipynb #f1b01eaa
 def read_scores(folder: Path) -> list:

@@ -73,18 +73,19 @@ def settings_of(model, s: dict, gpu: bool) -> dict:
     out |= {k: s[k] for k in PASSED if s[k] is not None}
     return out | (dict(gpu_memory_utilization=s["gpu_memory_utilization"]) if gpu else dict(enable_chunked_prefill=False))
 
-def environment(s: dict, gpus) -> dict:
-    "A worker's environment: its GPUs, no network, no second process unless the model is spread over devices."
+def environment(s: dict, gpus, cores=None) -> dict:
+    "A worker's environment: its GPUs or cores, no network, no second process unless the model is spread over devices."
     e = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", TOKENIZERS_PARALLELISM="false", VLLM_CPU_KVCACHE_SPACE=str(s["cpu_cache_gib"]))
     e.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if gpus: e["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if cores: e.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     if s["tensor_parallel_size"] == 1: e["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return {k: v for k, v in e.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 def core_shares(n: int) -> list:
-    "This process's CPU cores dealt to `n` workers; None for each where one worker has all, or there are fewer cores than workers."
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return [cores[i * len(cores) // n:(i + 1) * len(cores) // n] for i in range(n)] if 1 < n <= len(cores) else [None] * n
+    "This process's CPU cores dealt to `n` workers (one each where there are fewer cores); None for a worker alone, which chooses by itself."
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+    return [cores[i * len(cores) // n:(i + 1) * len(cores) // n] or [cores[i % len(cores)]] for i in range(n)] if n > 1 and cores[0] is not None else [None] * n
 
 # %% ../../nbs/34_engines_vllm.ipynb #95054e75
 def lines_of(stream, number: int, events):
@@ -140,18 +141,18 @@ def stop(process, outbox, log, patience: float = 30.0):
 
 # %% ../../nbs/34_engines_vllm.ipynb #7adbd9a7
 class Workers:
-    "Workers under one queue. `command`: how to start one; `hellos`, `environments`: first message and environment of each; `room`: most rows that one holds. UserError when one cannot start."
-    def __init__(self, command, hellos, environments, room=4096, restarts=2, timeout=1800.0, start_timeout=900.0):
-        self.command, self.hellos, self.environments, self.room, self.timeout, self.start_timeout = command, hellos, environments, room, timeout, start_timeout
+    "Workers under one queue. `command`: how to start one; `hello`: what each is told first; `environments`: one for each; `room`: most rows that one holds. UserError when one cannot start."
+    def __init__(self, command, hello, environments, room=4096, restarts=2, timeout=1800.0, start_timeout=900.0):
+        self.command, self.hello, self.environments, self.room, self.timeout, self.start_timeout = command, hello, environments, room, timeout, start_timeout
         self.events, self.numbers, self.calls, self.restarts, self.children = queue.Queue(), itertools.count(), 0, 0, []
         try:
-            self.children = [self.start(slot) for slot in range(len(hellos))]
+            self.children = [self.start(slot) for slot in range(len(environments))]
             while not all(c.ready for c in self.children): turn(self, deque(), {})
         except BaseException: self.close(); raise
         self.restarts = restarts
     def start(self, slot: int) -> Child:
         c = Child(next(self.numbers), slot, self.command, self.environments[slot], self.events)
-        c.send(parent=os.getpid(), **self.hellos[slot])
+        c.send(parent=os.getpid(), **self.hello)
         return c
     def run(self, n: int, row, common: dict, progress=None, block: int = 1) -> list:
         "Answers to rows 0…n-1, in order. `row(i)`: what to send for row i; `common`: what all share; `block`: rows that belong together."
@@ -251,9 +252,9 @@ def open_workers(model, settings: dict, **more) -> Workers:
     device = pick_device(settings["device"])
     gpu = device.startswith("cuda")
     shares = slices(settings, device, gpu_names() if gpu else ())
-    hello = settings_of(model, settings, gpu) | more
-    hellos = [hello | dict(cpus=None if gpu else cores) for cores in core_shares(len(shares))]
-    return Workers([vllm_python(), str(Path(worker.__file__).resolve())], hellos, [environment(settings, gpus) for gpus in shares], settings["batch_size"] or 4096, **{k: settings[k] for k in ("restarts", "timeout", "start_timeout")})
+    environments = [environment(settings, gpus, None if gpu else cores) for gpus, cores in zip(shares, core_shares(len(shares)))]
+    limits = {k: settings[k] for k in ("restarts", "timeout", "start_timeout")}
+    return Workers([vllm_python(), str(Path(worker.__file__).resolve())], settings_of(model, settings, gpu) | more, environments, settings["batch_size"] or 4096, **limits)
 
 def weight_count(model) -> int:
     "Parameters of a model folder, read from the headers of its safetensors files (tied weights are stored once); 0 without any."

@@ -81,8 +81,7 @@ def main():
     "Read settings, load the model, say ready, answer until standard input ends."
     say, settings = line_out(), json.loads(sys.stdin.readline())
     threading.Thread(target=watch, args=(settings.pop("parent"),), daemon=True).start()
-    ask, cpus, inbox = scored if settings.get("runner") == "pooling" else sampled, settings.pop("cpus", None), queue.Queue()
-    if cpus: os.sched_setaffinity(0, cpus)             # several workers on one CPU host: vLLM binds its threads within these
+    ask, inbox = scored if settings.get("runner") == "pooling" else sampled, queue.Queue()
     try:
         import vllm
         llm = vllm.LLM(**settings)
