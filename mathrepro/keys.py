@@ -77,7 +77,7 @@ def module_code(name):
 
 # %% ../nbs/03a_keys.ipynb #1ee617bd
 FORMAT = 1  # raise it when the way stages are stored, seeded or split into shards changes the bytes
-MACHINERY = {f"mathrepro.{m}" for m in ["keys", "store", "ledger", "progress", "workers", "runs"]}
+MACHINERY = {f"mathrepro.{m}" for m in ["keys", "store", "ledger", "progress", "workers", "runs", "spread"]}
 
 def code_modules(module) -> dict:
     "Module name -> hash of its code, for `module` and all that it imports, transitively, within its own package and mathrepro."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PYTHON2', 'ProgramResult', 'last_error', 'why', 'truncated', 'result', 'close_pool', 'forget_pool', 'pool',
-           'check_request', 'run_all', 'run_programs', 'run_program']
+           'check_request', 'run_all', 'run_programs', 'running', 'run_program']
 
 # %% ../nbs/12_programs.ipynb #cf0885fa
 import atexit, math, os, re, threading
@@ -13,6 +13,7 @@ from .config import UserError
 from .isolation import choose
 from .provenance import cores
 from .rights import versions
+from .spread import cluster, spread_rows
 from .zygotes import Limits, Outcome, end, restart, start, work
 
 # %% ../nbs/12_programs.ipynb #0d866da4
@@ -108,12 +109,19 @@ def run_all(codes, backend, limits, workers, truncate, progress)->list:
 def run_programs(codes, workers=None, timeout=10.0, memory_mb=1024, max_output=65536, truncate=None, unsafe=False, backend=None, cpu_seconds=None, progress=None)->"list[ProgramResult]":
     """Run programs, each alone in a confined process; results in order. `workers`: programs at a time (all cores); `timeout`: seconds of wall time; `memory_mb`: MiB on top of the libraries'; `max_output`: bytes of output, and of errors;
     `truncate`: shorten outputs to so many characters, ToRA's way (400); `unsafe`: run even where no isolation holds; `backend`: insist on one that holds; `cpu_seconds`: whole seconds of CPU time (timeout + 1); `progress(done, total)`.
-    UserError when nothing holds."""
+    With a cluster set (`spread.use_cluster`) they run on its nodes, as many at a time as a replica has cores. UserError when nothing holds."""
     codes = list(codes)
     check_request(codes, timeout, memory_mb, max_output, workers, truncate, cpu_seconds)
     if not codes: return []
+    if cluster() and len(codes) > 1:
+        asked = dict(timeout=timeout, memory_mb=memory_mb, max_output=max_output, truncate=truncate, unsafe=unsafe, backend=backend, cpu_seconds=cpu_seconds, workers=max(1, int(cluster()["cpus"])))
+        return [ProgramResult(*r) for r in spread_rows("mathrepro.programs:running", codes, progress=progress, **asked)]
     limits = Limits(float(timeout), int(memory_mb * 2**20), int(max_output), math.ceil(cpu_seconds or timeout + 1))
     return run_all(codes, choose(unsafe, backend), limits, min(workers or cores(), len(codes)), truncate, progress)
+
+def running(**asked):
+    "Maker for `spread`: results of programs, as lists."
+    return lambda codes, progress=None: [list(r) for r in run_programs(codes, progress=progress, **asked)]
 
 def run_program(code:str, timeout=10.0, memory_mb=1024, **options)->ProgramResult:
     "Run one program; options as in `run_programs`."

@@ -20,6 +20,7 @@ from .keys import code_hash, function_name, plain, stage_key
 from .ledger import add_costs, duration, elapsed, expected_costs, read_cost
 from .provenance import provenance
 from .progress import bar, status_line, where
+from .spread import use_cluster
 from .store import SHORT, disk_errors, find_stage, locked, prune, quarantine, slug, stage_problem, store_index, sweep, write_json
 from .workers import attempt, close_workers, give_worker, take_worker, why_dead
 
@@ -248,11 +249,13 @@ def run_folder(home, name) -> Path:
 
 class Run:
     """A named set of stages. workers: processes that compute stages (0: this process); threads: per worker; wait: for another process that computes
-    this run, instead of a `UserError`; progress: 'terminal', 'notebook', 'log' or 'quiet', by default what fits; home: default `config.home()`."""
-    def __init__(self, name, workers=1, threads=1, wait=False, progress=None, home=None):
+    this run, instead of a `UserError`; progress: 'terminal', 'notebook', 'log' or 'quiet', by default what fits; home: default `config.home()`; cluster: settings of
+    `spread.use_cluster` for all that this process computes from now on (None: as they are)."""
+    def __init__(self, name, workers=1, threads=1, wait=False, progress=None, home=None, cluster=None):
         self.name, self.workers, self.threads, self.wait, self.progress = name, workers, threads, wait, progress
         self.home = Path(home or config.home()).absolute()
         self.folder, self.stages, self.computed = run_folder(self.home, name), {}, set()
+        if cluster is not None: use_cluster({**cluster, "stages": max(workers, 1)})
     def stage(self, name, fn, /, **params) -> Stage: return add_stage(self, name, fn, params)
     def compute(self, stages=None, verify=False, on_corrupt="rebuild"): return compute(self, stages, verify, on_corrupt)
     def ledger(self) -> list: return ledger(self)

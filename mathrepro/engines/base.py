@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from ..config import UserError, nearest
 from ..kernels import text_hash
+from ..spread import cluster
 
 # %% ../../nbs/32_engines_base.ipynb #4ff89e8f
 class Completion(NamedTuple):
@@ -62,7 +63,7 @@ def register_engine(name: str, target: str):
     ENGINES[name] = target
 
 def load_engine(spec: dict) -> Engine:
-    "The engine that `spec` describes: `engine` names it, everything else goes to its constructor. UserError on an unknown engine or setting, a missing model or an absent GPU."
+    "The engine that `spec` describes: `engine` names it, everything else goes to its constructor; with a cluster set (`spread.use_cluster`), in replicas on its nodes. UserError on an unknown engine or setting, a missing model or an absent GPU."
     spec = dict(spec)
     name = spec.pop("engine", "transformers")
     if name not in ENGINES: raise UserError(f"unknown engine {name!r}{nearest(name, ENGINES)}")
@@ -73,7 +74,7 @@ def load_engine(spec: dict) -> Engine:
         if key not in known: raise UserError(f"engine {name} has no setting {key!r}{nearest(key, known)}")
     need = [k for k, p in known.items() if p.default is p.empty and k not in spec and p.kind is p.POSITIONAL_OR_KEYWORD]
     if need: raise UserError(f"engine {name} needs the setting {need[0]!r}")
-    return make(**spec)
+    return importlib.import_module("mathrepro.cluster").ClusterEngine({"engine": name, **spec}) if cluster() else make(**spec)
 
 # %% ../../nbs/32_engines_base.ipynb #7e6e1a19
 def engine_modules(params: dict) -> list:
