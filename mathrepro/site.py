@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PROFILES', 'SCHEMA', 'order', 'name_of', 'file_name', 'by_kind', 'failures', 'title_of', 'report_data', 'file_key',
            'changed_code', 'stale', 'put', 'ready', 'load_reports', 'plain_measured', 'ledger_rows', 'ledger_parquet',
-           'nav_of', 'renew_nav', 'cost_text', 'run_html', 'index_parts', 'template', 'index_html', 'current',
-           'build_site']
+           'nav_of', 'renew_nav', 'cost_text', 'run_html', 'index_parts', 'template', 'index_html', 'draw_faults',
+           'current', 'build_site']
 
 # %% ../nbs/62_site.ipynb #153c7668
 import hashlib, json, os, re
 from html import escape, unescape
 from pathlib import Path
 from .config import UserError, checkout, paper_params, papers
+from .faults import faults_html, faults_key, faults_line, load_faults
 from .keys import code_modules
 from .notebooks import executed
 from .report import (CLAIM, VERDICTS, claim_record, command, counts, flat, jsonable, load_notebook, measured_html, nav_html, number, page_facts, parameters_of, plain,
@@ -204,12 +205,23 @@ def template(name) -> str:
     "Text of a file of the page template."
     return (template_folder() / name).read_text(encoding="utf-8")
 
-def index_html(reports) -> str:
-    "The index page of a list of report records."
+def index_html(reports, faults="") -> str:
+    "The index page of a list of report records. `faults`: one sentence about injected faults, '' when there is no such record."
     from jinja2 import Environment, FunctionLoader
     page = Environment(loader=FunctionLoader(template), autoescape=False).get_template("site.html.j2")
     every = {k: sum(d["counts"][k] for d in reports) for k in VERDICTS}
-    return page.render(parts=index_parts(reports), tally=tally(every) if reports else "", n=len(reports), verdicts=VERDICTS) + "\n"
+    return page.render(parts=index_parts(reports), tally=tally(every) if reports else "", n=len(reports), verdicts=VERDICTS, faults=faults) + "\n"
+
+# %% ../nbs/62_site.ipynb #83cb44a5
+def draw_faults(out, say) -> str:
+    "Draw `faults.html` from `faults.json` in the reports folder, unless it is already drawn from these bytes; the sentence for the index ('' without a record)."
+    record = load_faults(Path(out) / "faults.json")
+    if not record["rows"]: return ""
+    page, key = Path(out) / "faults.html", f"<code>{faults_key(record)}</code>"
+    if not page.exists() or key not in page.read_text(encoding="utf-8"):
+        put(page, faults_html(record))
+        say(f"drew {relative(page)}")
+    return faults_line(record)
 
 # %% ../nbs/62_site.ipynb #404b46af
 def current(data, out) -> bool:
@@ -221,7 +233,7 @@ def current(data, out) -> bool:
 
 # %% ../nbs/62_site.ipynb #b0597926
 def build_site(home=None, out=None, notebooks=None, say=None) -> Path:
-    """Draw `reports/` (or `out`): a page and a JSON file per executed notebook (those under `home`, or the given paths), `claims.parquet` over all, `index.html`.
+    """Draw `reports/` (or `out`): a page and a JSON file per executed notebook (those under `home`, or the given paths), `claims.parquet` over all, `faults.html` of `faults.json`, `index.html`.
 
     Reports already in the folder are kept and listed. Returns the path of the index. `say` is called with one line per page drawn. `UserError` when the folder cannot be written.
     """
@@ -237,5 +249,5 @@ def build_site(home=None, out=None, notebooks=None, say=None) -> Path:
             say(f"drew {relative(out / d['page'])}")
         elif (out / d["page"]).exists(): renew_nav(out / d["page"], nav_of(reports, i))
     put(out / "claims.parquet", ledger_parquet(ledger_rows(reports)))
-    put(out / "index.html", index_html(reports))
+    put(out / "index.html", index_html(reports, draw_faults(out, say)))
     return out / "index.html"

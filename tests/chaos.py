@@ -7,13 +7,13 @@
 
 A kill strikes everything at once (a power cut as the files see it), the command alone, the kernel alone, or a worker alone. Its instant is drawn inside a stage (kinds of stages hit least first), or from the whole run. Kills are SIGKILL, so what was written is in the
 system's cache: a real power cut, which may take back what was not yet pushed to the disk, is not tested here."""
-import argparse, json, os, random, resource, shutil, signal, socket, subprocess, sys, tempfile, threading, time, urllib.request
+import argparse, json, os, random, re, resource, shutil, signal, socket, subprocess, sys, tempfile, threading, time, urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import psutil
 from mathrepro.keys import file_hash
-from mathrepro.ledger import read_log
+from mathrepro.ledger import read_cost, read_log
 from mathrepro.store import SHORT, store_index
 
 HERE, BIN = Path(__file__).parent, Path(sys.executable).parent
@@ -162,6 +162,7 @@ def cpu_of(procs):
         except psutil.Error: pass
     return total
 
+WORDS = {"all": "everything at once", "command": "the command", "kernel": "the Jupyter kernel", "worker": "a worker process"}
 VICTIMS = {"all": 3, "command": 2, "kernel": 2, "worker": 3}
 
 def one_round(pipeline, home, calm, rng, record, kills, log):
@@ -182,7 +183,7 @@ def one_round(pipeline, home, calm, rng, record, kills, log):
             code = p.wait(600)
             if victim != "all": snaps[-1] = kept(home)
             _, alive = psutil.wait_procs(procs, timeout=0)
-            mine.append(dict(round=len(record["rounds"]), aim=aim.kind, at_s=round(at, 3), victim=victim, under_way=busy, half_written=len(torn), in_flight_s=round(seconds, 2), finished=len(snaps[-1][0]), exit=code, cpu_s=round(cpu, 1), alive_at_restart=len(alive), orphans=procs))
+            mine.append(dict(round=len(record["rounds"]), aim=aim.kind, at_s=round(at, 3), victim=WORDS[victim], under_way=busy, half_written=len(torn), in_flight_s=round(seconds, 2), finished=len(snaps[-1][0]), exit=code, cpu_s=round(cpu, 1), alive_at_restart=len(alive), orphans=procs))
             record["kills"].append(mine[-1])
             print(f"kill {len(record['kills'])}/{kills}: {victim:8} after {at:5.2f} s ({aim.kind}) in {', '.join(busy) or 'no stage'}; {len(snaps[-1][0])} finished, {len(torn)} files half-written; exit {code}", flush=True)
             if victim == "worker" and code == 0: break    # an idle worker: the run went on by itself
@@ -208,7 +209,7 @@ def finish_round(home, calm, snaps, mine, out):
     out["left_in_work"] = sorted(p.name for p in (Path(home) / "work").iterdir())
     out["moved_aside"] = sorted(p.name for p in (Path(home) / "store").glob(".corrupt-*"))
     out["resumed_stages"] = sum(json.loads(p.read_text())["sessions"] > 1 for p in Path(home).glob("store/*/cost.json"))
-    for k in mine: k["recovered"] = out["same_bytes"] and not out["failed"]
+    for k, st, sh in zip(mine, lost_stages, lost_shards): k["recovered"], k["lost"] = out["same_bytes"] and not out["failed"], [*st, *sh]
     return out
 
 def undisturbed(pipeline, home, log):
@@ -240,7 +241,7 @@ def summarise(record):
     kills_of = record["kills"]
     record["summary"] = dict(kills=len(kills_of), recovered=sum(k["recovered"] for k in kills_of), victims=dict(Counter(k["victim"] for k in kills_of)), in_a_stage=sum(bool(k["under_way"]) for k in kills_of),
                              lost_stages=sum(len(r["lost_stages"]) for r in record["rounds"]), lost_shards=sum(len(r["lost_shards"]) for r in record["rounds"]), in_flight_s=round(sum(k["in_flight_s"] for k in kills_of), 1),
-                             refused=sum(r["refused"] for r in record["rounds"]), orphans=sum(k["orphans"] for k in kills_of), seconds=round(sum(r["seconds"] for r in record["rounds"]), 1))
+                             refused=sum(r["refused"] for r in record["rounds"]), orphans=sum(k["orphans"] for k in kills_of), cpu_s=round(sum(r["cpu_s"] for r in record["rounds"])), seconds=round(sum(r["seconds"] for r in record["rounds"]), 1))
 
 # ---- other faults, with small pipelines
 
@@ -261,9 +262,13 @@ def interrupted(home, shards=3):
     p.kill(); p.wait(); time.sleep(0.2)    # its workers end with it
     return sorted(Path(home).glob("work/*/out/shard-*"))
 
-def outcome(home, calm, found, times=1, remade=None):
-    "The record of an injection: how often, whether it was noticed, whether the bytes are the same, what was lost (work in flight is not)."
-    return dict(times=times, found=bool(found), how=found if isinstance(found, str) else "", same_bytes=data(home) == calm, lost=remade or 0)
+def work(home):
+    "Seconds of work that the stages in a home record, those moved aside too."
+    return sum(read_cost(p.parent).get("wall_s", 0.0) for pattern in ("store/*/cost.json", "store/.corrupt-*/cost.json") for p in Path(home).glob(pattern))
+
+def outcome(home, calm, found, times=1, remade=None, usual=None):
+    "The record of an injection: how often, whether it was noticed, whether the bytes are the same, what was lost (work in flight is not). `usual`: home of the undisturbed run, if it is not the toys'."
+    return dict(times=times, found=bool(found), how=found if isinstance(found, str) else "", same_bytes=data(home) == calm, lost=remade or 0, spent=work(home), usual=usual)
 
 def one_line(out, words):
     "The line of the output that tells the fault, '' when there is none or a traceback instead."
@@ -286,7 +291,7 @@ def full_disk(where, calm):
         before = kept(home)
         if mounted: subprocess.run(["mount", "-o", "remount,size=20m", str(home)], check=True)
         python(code.format(str(home)))
-        return outcome(home, data(where / "calm"), one_line(out, ["UserError", "MiB free"]), remade=sum(map(len, lost(home, before))))
+        return outcome(home, data(where / "calm"), one_line(out, ["UserError", "MiB free"]), remade=sum(map(len, lost(home, before))), usual=where / "calm")
     finally:
         if mounted: subprocess.run(["umount", "-l", str(home)])
 
@@ -326,7 +331,7 @@ def clock_jumps(where, calm):
     code, out = python(toys(home), env); assert code == 0, out
     jumped = [r["t"] / 3.2e7 for r in read_log(home / "toy")]
     code, said = python("from mathrepro.status import command; command('toy')", {**env, "MATHREPRO_HOME": str(home)}); assert code == 0 and "finished" in said, said
-    return outcome(home, calm, f"times in the log differ by {max(jumped) - min(jumped):.0f} years" if max(jumped) - min(jumped) > 1 else "", times=len(list(home.rglob('*'))), remade=sum(map(len, lost(home, before))))
+    return outcome(home, calm, f"times in the log differ by {max(jumped) - min(jumped):.0f} years" if max(jumped) - min(jumped) > 1 else "", remade=sum(map(len, lost(home, before))))
 
 def two_at_once(where, calm):
     "Two processes start the same run; then two runs over one store."
@@ -379,7 +384,7 @@ def truncated_finished(where, calm):
     "A shard of a finished stage is cut short."
     return bad_finished(where, calm, lambda f: os.truncate(f, f.stat().st_size - 3), verify=False)
 def flipped_finished(where, calm):
-    "A bit of a shard of a finished stage is flipped (found by `mathrepro status --verify`)."
+    "A bit of a shard of a finished stage is flipped; mathrepro status --verify finds it."
     return bad_finished(where, calm, flip, verify=True)
 
 def torn_records(where, calm):
@@ -435,7 +440,7 @@ class Toy(ThreadingHTTPServer):
 def ask(home, url, max_wait=20.0): return f"import stages_of_chaos as sc; r = Run('asking', workers=1, home={str(home)!r}, progress='quiet'); s = r.stage('asked', sc.asked, url={url!r}, n=60, max_wait={max_wait})\ntry: r.compute(s)\nexcept Exception as e: print(type(e).__name__, e); sys.exit(1)"
 
 def storm(where, calm, plan=(429,) * 40 + (503,) * 10):
-    "A storm of refusals: 40 × 429 and 10 × 503."
+    "A storm of refusals: 40 replies of status 429 and 10 of 503."
     calm_server = Toy(); port = calm_server.server_port
     code, out = python(ask(where / "calm", calm_server.url)); assert code == 0, out
     calm_server.stop()
@@ -443,10 +448,10 @@ def storm(where, calm, plan=(429,) * 40 + (503,) * 10):
     try: code, out = python(ask(where / "home", s.url)); assert code == 0, out
     finally: s.stop()
     seen = ", ".join(f"{n} × {k}" for k, n in s.seen.items())
-    return outcome(where / "home", data(where / "calm"), seen if not s.plan else "", times=len(plan), remade=sum(s.answered.values()) - 60)
+    return outcome(where / "home", data(where / "calm"), seen if not s.plan else "", remade=sum(s.answered.values()) - 60, usual=where / "calm")
 
 def hanging(where, calm):
-    "A server that hangs for longer than the timeout, and one that drops connections."
+    "Six replies take longer than the time limit, six connections are dropped."
     return storm(where, calm, ("hang",) * 6 + ("drop",) * 6)
 
 def dead_server(where, calm):
@@ -460,14 +465,14 @@ def dead_server(where, calm):
     try: code, more = python(ask(where / "home", t.url, 1.0)); assert code == 0, more
     finally: t.stop()
     twice = sum((s.answered + t.answered).values()) - 60
-    return outcome(where / "home", data(where / "calm"), one_line(out, ["UserError", "without a success"]), remade=max(twice - 4, 0))     # 4 requests at once
+    return outcome(where / "home", data(where / "calm"), one_line(out, ["UserError", "without a success"]), remade=max(twice - 4, 0), usual=where / "calm")     # 4 requests at once
 
 # ---- a served engine in a process of its own
 
 class Server:
     "An engine behind a port, in a process group of its own, which may be killed, stopped and started again there."
     def __init__(self, folder):
-        self.folder, self.process = Path(folder), None
+        self.folder, self.process, self.down = Path(folder), None, None
         self.folder.mkdir(parents=True, exist_ok=True)
         self.said, self.log, place = self.folder / "said.log", self.folder / "log", self.folder / "port"
         if not place.exists():
@@ -483,17 +488,23 @@ class Server:
             try: return urllib.request.urlopen(f"{self.url}/models", timeout=5)
             except OSError: time.sleep(0.1)
         raise AssertionError(self.log.read_text()[-2000:])
-    def signal(self, which): os.killpg(self.process.pid, which)
+    def signal(self, which):
+        os.killpg(self.process.pid, which)
+        self.down = self.down or (time.time(), sum(self.answered().values()))
     def kill(self):
         if self.process.poll() is None: self.signal(signal.SIGKILL)
         self.process.wait()
+    def stall(self, seconds):
+        "Seconds from the first kill or stop to the next answer, put into the list."
+        while self.down is None or sum(self.answered().values()) <= self.down[1]: time.sleep(0.05)
+        seconds.append(round(time.time() - self.down[0], 1))
 
 class Teacher(Server):
     "The world's teacher, served as tests/toys.py serves it."
     engine, words = dict(engine="endpoint", model="teacher", concurrency=4, timeout=2.0, max_wait=10.0), "server of the world teacher"
     def start(self): self.spawn([sys.executable, str(HERE / "toys.py"), "world-teacher", "teacher", str(self.port), str(self.said)], {})
     def answered(self): return Counter(l.split(",", 1)[1] for l in self.said.read_text().splitlines()) if self.said.exists() else Counter()
-    def forget(self): self.said.unlink(missing_ok=True)
+    def forget(self): self.said.unlink(missing_ok=True); self.down = None
 
 class VLLM(Server):
     "vLLM's own API server with a model that the package ships."
@@ -504,7 +515,7 @@ class VLLM(Server):
         env = {k: v for k, v in environment(1, 1).items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
         self.spawn([vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(shipped("s")), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"], env)
     def answered(self): return Counter({"requests": sum("POST /v1/" in l and " 200" in l for l in self.log.read_text(errors="replace").splitlines())})
-    def forget(self): self.log.write_text("")
+    def forget(self): self.log.write_text(""); self.down = None
 
 SERVERS = dict(teacher=Teacher, vllm=VLLM)
 # MathScale's smoke profile made smaller: its teacher and its judge are asked over the network
@@ -542,13 +553,14 @@ def troubled(where, kind, trouble, paper=False):
         p = asker(s, where / "home", paper)
         while sum(s.answered().values()) < share * sum(usual.values()): assert p.poll() is None, p.communicate()[0]; time.sleep(0.005)
         done = sum(s.answered().values())
+        threading.Thread(target=s.stall, args=(stalled := [],), daemon=True).start()
         said, again = trouble(s, p)
         if again:
             p = asker(s, where / "home", paper); out = p.communicate(timeout=900)[0]; assert p.returncode == 0, out
         twice = sum(max(0, n - usual[k]) for k, n in s.answered().items())
     finally: s.kill()
     r = outcome(where / "home", calm, said, remade=max(0, twice - 2 * s.engine["concurrency"]))
-    return {**r, "at": f"after {done} of {sum(usual.values())} answers", "asked_again": twice, "seconds": round(time.time() - start, 1), "pipeline": "mathscale smoke" if paper else "the first stages of MathScale"}
+    return {**r, "redone_s": stalled[0] if stalled else None, "at": f"after {done} of {sum(usual.values())} answers", "asked_again": twice, "seconds": round(time.time() - start, 1), "pipeline": "MathScale, smoke" if paper else "first stages of MathScale"}
 
 def comes_back(s, p):
     "SIGKILL and at once a new server on the same port; the run waits and goes on."
@@ -592,7 +604,10 @@ def inject(name, where, long=False):
     where.mkdir(parents=True)
     if not calm.exists() and not long: code, out = python(toys(calm)); assert code == 0, out
     f, start = (LONG if long else INJECTIONS)[name], time.time()
-    return dict(fault=name, what=f.__doc__, target=getattr(f, "target", TARGETS.get(name, "a stage's files")), **{"seconds": round(time.time() - start, 1), **f(where, data(calm))})
+    r = f(where, data(calm))
+    spent = r.pop("spent") - work(r.pop("usual") or calm)
+    r["how"] = re.sub(r"\S*/(chaos|pytest)-[^\s:]*", "…", r["how"])
+    return dict(fault=name, what=f.__doc__, target=getattr(f, "target", TARGETS.get(name)), **{"pipeline": "one stage that asks" if name in ("storm", "hanging", "dead_server") else "one stage of six files" if name == "full_disk" else "five small stages", "seconds": round(time.time() - start, 1), "redone_s": round(max(spent, 0.0), 2), **r})
 
 # ---- what checkpointing costs
 
@@ -631,7 +646,7 @@ def overhead(pipeline, where):
     for d in ("site", "times"): (where / d).mkdir(parents=True)
     (where / "site" / "sitecustomize.py").write_text(TIMES)
     env = {"PYTHONPATH": f"{where / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "CHAOS_TIMES": str(where / "times")}
-    start = time.time()
+    start, load = time.time(), os.getloadavg()[0]
     code = pipeline.start(where / "home", where / "log", env).wait(); assert code == 0, (where / "log").read_text()[-2000:]
     seconds, parts = time.time() - start, {}
     import ast
@@ -641,20 +656,45 @@ def overhead(pipeline, where):
     wall, cpu = sum(c["wall_s"] for c in costs) + parts["commit_stage"][1], sum(c["cpu_s"] for c in costs) + parts["commit_stage"][2]
     spent, spent_cpu = sum(v[1] for v in parts.values()), sum(v[2] for v in parts.values())
     return dict(pipeline=pipeline.name, profile=pipeline.profile, stages=len(costs), seconds=round(seconds, 1), stage_wall_s=round(wall, 2), stage_cpu_s=round(cpu, 2), checkpoint_wall_s=round(spent, 3), checkpoint_cpu_s=round(spent_cpu, 3),
-                share_of_wall=round(spent / wall, 4), share_of_cpu=round(spent_cpu / cpu, 4), per_stage_ms=round(1000 * spent / len(costs), 1), parts={k: [v[0], round(v[1], 4), round(v[2], 4)] for k, v in parts.items()})
+                share_of_wall=round(spent / wall, 4), share_of_cpu=round(spent_cpu / cpu, 4), settings=pipeline.settings, load=round(load, 2), per_stage_ms=round(1000 * spent / len(costs), 1), parts={k: [v[0], round(v[1], 4), round(v[2], 4)] for k, v in parts.items()})
+
+def rows(record, command):
+    "The rows that the record adds to reports/faults.json, see `mathrepro.faults`."
+    from mathrepro.faults import fault_row
+    out, c = [], record.get("chaos")
+    for v in (WORDS.values() if c else ()):
+        mine = [k for k in c["kills"] if k["victim"] == v]
+        gone = sum(len(k["lost"]) for k in mine)
+        if mine: out.append(fault_row("SIGKILL at a random instant", v, len(mine), sum(k["recovered"] for k in mine), f"{gone} stages or shards" if gone else "", round(sum(k["in_flight_s"] for k in mine), 1), command, "stopped; run again, it went on where it had stood", "RFT, smoke, made smaller" if c["pipeline"] == "rft" and c["settings"] else f"{c['pipeline']}, {c['profile']}"))
+    for r in [*record.get("injections", []), *record.get("servers", [])]:
+        said = r["how"] + (f" ({r['at']}; {r['asked_again']} requests asked again)" if "at" in r else "")
+        out.append(fault_row(r["what"].rstrip("."), r["target"], r["times"], r["times"] * (r["same_bytes"] and r["found"] and not r["lost"]), f"{r['lost']} pieces" if r["lost"] else "", r["redone_s"], command, said, r["pipeline"]))
+    return out
 
 def table(record):
     "What was injected, how often, what was lost, as Markdown."
-    rows = ["| fault | times | noticed | same bytes | lost |", "|---|---|---|---|---|"]
-    if (c := record.get("chaos")): s = c["summary"]; rows.append(f"| SIGKILL at a random instant ({', '.join(f'{v}: {n}' for v, n in s['victims'].items())}) | {s['kills']} | – | {s['recovered']} of {s['kills']} | {s['lost_stages']} finished stages, {s['lost_shards']} committed shards |")
-    rows += [f"| {r['what']} | {r['times']} | {'yes' if r['found'] else 'NO'} | {'yes' if r['same_bytes'] else 'NO'} | {r['lost'] or 'nothing'} |" for r in record.get("injections", [])]
-    return "\n".join(rows)
+    lines = ["| fault | of | times | recovered | lost | done again or waited for, s |", "|---|---|---|---|---|---|"]
+    return "\n".join(lines + [f"| {r['fault']} | {r['target']} | {r['injected']} | {r['recovered']} | {r['lost']} | {r['redone_s']} |" for r in rows(record, "")])
+
+def into(path, record, argv):
+    "Merge the record into the one from which the report's page is drawn."
+    from mathrepro.faults import load_faults, merge_faults
+    from mathrepro.provenance import provenance
+    import shlex
+    words = [w for i, w in enumerate(argv) if not {w, argv[i - 1] if i else ""} & {"--into", "--where", "--out"} and not w.startswith(("--into=", "--where=", "--out="))]
+    command, held = "python tests/chaos.py " + shlex.join(words), load_faults(path)
+    new, same = [record["overhead"]] if record.get("overhead") else [], lambda a, b: all(a.get(k) == b.get(k) for k in ("pipeline", "profile", "settings"))
+    cost = [o for o in held.get("overhead", []) if not any(same(o, n) for n in new)] + new
+    made = provenance()
+    merge_faults(path, rows(record, command), kills=record.get("chaos"), overhead=cost, made_with={k: made[k] for k in ("commit", "hardware", "platform", "python")} | {"date": time.strftime("%Y-%m-%d")})
 
 def main(argv=None):
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--kills", type=int, default=50); a.add_argument("--paper", default="rft", help="a paper, or toys"); a.add_argument("--profile", default="smoke"); a.add_argument("--seed", type=int, default=0)
+    a.add_argument("--into", help="also merge the rows into this record of faults (reports/faults.json), from which `mathrepro report` draws a page")
     a.add_argument("-p", action="append", metavar="NAME=VALUE", help="settings of the paper"); a.add_argument("--smaller", action="store_true", help="the paper with the settings SMALLER")
     a.add_argument("--injections", action="store_true"); a.add_argument("--servers", action="store_true", help="a whole paper with a served teacher, and vLLM's server, killed and stopped"); a.add_argument("--overhead", action="store_true"); a.add_argument("--out", default="chaos.json"); a.add_argument("--where", help="folder for the runs (default: a temporary one, removed at the end)")
+    argv = sys.argv[1:] if argv is None else argv
     a = a.parse_args(argv)
     where, pipeline, record = Path(a.where or tempfile.mkdtemp(prefix="chaos-")), Pipeline(a.paper, a.profile, a.p if a.p is not None else SMALLER.get(a.paper, []) if a.smaller else []), {}
     def save(record):
@@ -676,6 +716,7 @@ def main(argv=None):
     finally:
         save(record)
         if not a.where: shutil.rmtree(where, ignore_errors=True)
+    if a.into: into(a.into, record, argv)
     print(table(record))
     good = all(r["same_bytes"] and r["found"] and not r["lost"] for r in record.get("injections", [])) and ("chaos" not in record or record["chaos"]["summary"]["recovered"] == a.kills and not record["chaos"]["summary"]["lost_stages"] + record["chaos"]["summary"]["lost_shards"])
     return 0 if good else 1
