@@ -7,9 +7,9 @@ __all__ = ['KINDS', 'MEASURES', 'HeadRow', 'HeadScore', 'verdicts_in', 'fail_rat
            'samples_in', 'HeadConfig', 'head_config', 'load_head', 'head_tokenizer', 'is_head', 'one_output', 'trained',
            'encode', 'longest', 'padded', 'preference_pairs', 'trainer_arguments', 'watched', 'pair_trainer',
            'row_trainer', 'labelled', 'train_head', 'run_trainer', 'save_head', 'inputs_of', 'length_batches',
-           'head_scores', 'HeadScorer', 'scorer_of', 'refuse_nan', 'score', 'scored_shard', 'counts_of_scores',
-           'read_scores', 'full_text', 'length_scores', 'ridge_scores', 'auc', 'spearman', 'grouped', 'within',
-           'by_questions', 'measured', 'compare_scores']
+           'NodeScorer', 'scoring', 'head_scores', 'HeadScorer', 'scorer_of', 'refuse_nan', 'score', 'scored_shard',
+           'counts_of_scores', 'read_scores', 'full_text', 'length_scores', 'ridge_scores', 'auc', 'spearman',
+           'grouped', 'within', 'by_questions', 'measured', 'compare_scores']
 
 # %% ../nbs/33a_heads.ipynb #87281b25
 import importlib, json, math, random
@@ -20,6 +20,7 @@ from .config import UserError, nearest
 from .engines.base import ENGINES, engine_modules
 from .models import DTYPES, load_tokenizer, model_folder, pick_device
 from .records import Problem, Sample, Score, read_rows, to_table, write_table
+from .spread import cluster, spread
 from .stats import bootstrap_ci, contrast, paired_difference
 
 # %% ../nbs/33a_heads.ipynb #d74d8661
@@ -304,6 +305,22 @@ def length_batches(ids, tokens: int) -> list:
         else: out.append([i])
     return out
 
+# %% ../nbs/33a_heads.ipynb #5c0dec1a
+class NodeScorer:
+    "A scorer in replicas on the nodes of a cluster. Batches are cut at other places than on one machine, so scores agree to rounding, not to the bit."
+    def __init__(self, folder, settings: dict):
+        from mathrepro.engines.vllm import weight_count
+        self.rows, self.parameters = spread("mathrepro.heads:scoring", folder=str(folder), settings=settings), weight_count(folder)
+    def score(self, ids, progress=None) -> np.ndarray: return np.array(self.rows(list(ids), progress), float)
+    def close(self): self.rows.close()
+
+def scoring(folder: str, settings: dict):
+    "Maker for `spread`: scores of token lists by the head in `folder`; settings as in `scorer_of`."
+    scorer = scorer_of(Path(folder), **settings)
+    def work(rows, progress=None): return scorer.score(rows, progress).tolist()
+    work.close = scorer.close
+    return work
+
 # %% ../nbs/33a_heads.ipynb #c3e6e5fb
 def head_scores(model, tok, ids, tokens: int = 8192, progress=None) -> np.ndarray:
     "Scores (rows,) float64 of token lists, batched by length."
@@ -328,12 +345,13 @@ class HeadScorer:
 
 def scorer_of(folder, dtype="float32", device="auto", batch_tokens: int = 8192, engine: dict = None, reach: int = None):
     """What scores token lists with the head in `folder`: `.score(ids, progress=None)` -> float64 (rows,), `.parameters`, `.close()`. `engine`: None for `transformers`, else {"engine": "vllm", …} with that engine's settings, which go before
-    `dtype` and `device`; `reach`: tokens of the longest row. Raises UserError on engines that cannot score and on settings they do not know."""
+    `dtype` and `device`; `reach`: tokens of the longest row; with a cluster set (`spread.use_cluster`), in replicas on its nodes. Raises UserError on engines that cannot score and on settings they do not know."""
     spec = dict(engine or {})
     name = spec.pop("engine", "transformers")
     if name not in ENGINES: raise UserError(f"unknown engine {name!r}{nearest(name, ENGINES)}")
     make = HeadScorer if name == "transformers" else getattr(importlib.import_module(ENGINES[name].split(":")[0]), "SCORER", None)
     if make is None: raise UserError(f"engine {name!r} scores no texts; take transformers or vllm for a head")
+    if cluster(): return NodeScorer(folder, dict(dtype=dtype, device=device, batch_tokens=batch_tokens, engine=engine, reach=reach))
     if name != "transformers": return make(folder, **dict(dtype=dtype, device=device, max_model_len=reach) | spec)
     for key in spec:
         if key not in ("dtype", "device", "batch_tokens"): raise UserError(f"engine transformers has no setting {key!r} for a head{nearest(key, ('dtype', 'device', 'batch_tokens'))}")
