@@ -309,8 +309,7 @@ def length_batches(ids, tokens: int) -> list:
 class NodeScorer:
     "A scorer in replicas on the nodes of a cluster. Batches are cut at other places than on one machine, so scores agree to rounding, not to the bit."
     def __init__(self, folder, settings: dict):
-        from mathrepro.engines.vllm import weight_count
-        self.rows, self.parameters = spread("mathrepro.heads:scoring", folder=str(folder), settings=settings), weight_count(folder)
+        self.rows, self.parameters = spread("mathrepro.heads:scoring", folder=str(folder), settings=settings), importlib.import_module("mathrepro.engines.vllm").weight_count(folder)
     def score(self, ids, progress=None) -> np.ndarray: return np.array(self.rows(list(ids), progress), float)
     def close(self): self.rows.close()
 
