@@ -334,6 +334,7 @@ def head_scores(model, tok, ids, tokens: int = 8192, progress=None) -> np.ndarra
             if progress: progress(done, len(ids))
     return out
 
+# %% ../nbs/33a_heads.ipynb #3937ffe3
 class HeadScorer:
     "Scores of token lists by the head in `folder`, through `transformers` in this process."
     def __init__(self, folder, dtype="float32", device="auto", batch_tokens: int = 8192):

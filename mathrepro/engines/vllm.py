@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COUNTS', 'OPTIONAL', 'PASSED', 'SCORER', 'vllm_python', 'is_number', 'check_settings', 'slices', 'gpu_names',
            'settings_of', 'environment', 'core_shares', 'lines_of', 'lines_to', 'Child', 'last_line', 'kill', 'stop',
-           'Workers', 'run', 'deal', 'turn', 'accept', 'replace', 'VLLMEngine', 'open_workers', 'weight_count',
-           'generate', 'VLLMScorer']
+           'Workers', 'run', 'deal', 'turn', 'accept', 'replace', 'VLLMEngine', 'open_workers', 'give_back',
+           'weight_count', 'generate', 'VLLMScorer']
 
 # %% ../../nbs/34_engines_vllm.ipynb #e9cbbecb
 import importlib.util, inspect, itertools, json, math, os, queue, signal, subprocess, sys, tempfile, threading, time, weakref
@@ -165,9 +165,9 @@ class Workers:
 def run(workers, n, row, common, progress, block):
     "The body of `Workers.run`."
     workers.calls, todo, done, told = workers.calls + 1, deque(range(n)), {}, 0
-    for c in workers.children:
+    for c in list(workers.children):
         c.held.clear()
-        if c.lost: raise UserError(c.lost)
+        if c.lost: replace(workers, c, todo, c.lost)
     try:
         while len(done) < n:
             for c, part in deal(workers.children, todo, workers.room, block): c.send(id=workers.calls, rows=[[i, *row(i)] for i in part], **common)
@@ -205,7 +205,7 @@ def turn(workers, todo, done):
     if c is None: return                               # a last word of a worker that was replaced
     if message is None: replace(workers, c, todo, c.ended())
     elif "ready" in message: c.ready, c.since = message, time.monotonic()
-    elif "id" not in message: raise UserError(f"vLLM could not start: {message['error']} (log: {c.log})")
+    elif "id" not in message: replace(workers, c, todo, f"vLLM could not start: {message['error']} (log: {c.log})")
     elif message["id"] == workers.calls: accept(c, message, done)
 
 # %% ../../nbs/34_engines_vllm.ipynb #486934e2
@@ -252,9 +252,16 @@ def open_workers(model, settings: dict, **more) -> Workers:
     device = pick_device(settings["device"])
     gpu = device.startswith("cuda")
     shares = slices(settings, device, gpu_names() if gpu else ())
+    if gpu: give_back()
     environments = [environment(settings, gpus, None if gpu else cores) for gpus, cores in zip(shares, core_shares(len(shares)))]
     limits = {k: settings[k] for k in ("restarts", "timeout", "start_timeout")}
     return Workers([vllm_python(), str(Path(worker.__file__).resolve())], settings_of(model, settings, gpu) | more, environments, settings["batch_size"] or 4096, **limits)
+
+# %% ../../nbs/34_engines_vllm.ipynb #fc76c3de
+def give_back():
+    "Let go of GPU memory that torch keeps in this process for later (after a training, say): the workers need it."
+    import gc, torch
+    gc.collect(); torch.cuda.empty_cache()
 
 def weight_count(model) -> int:
     "Parameters of a model folder, read from the headers of its safetensors files (tied weights are stored once); 0 without any."
