@@ -7,7 +7,7 @@
 
 A kill strikes everything at once (a power cut as the files see it), the command alone, the kernel alone, or a worker alone. Its instant is drawn inside a stage (kinds of stages hit least first), or from the whole run. Kills are SIGKILL, so what was written is in the
 system's cache: a real power cut, which may take back what was not yet pushed to the disk, is not tested here."""
-import argparse, json, os, random, re, resource, shutil, signal, socket, subprocess, sys, tempfile, threading, time, urllib.request
+import argparse, ctypes, json, os, random, re, resource, shutil, signal, socket, subprocess, sys, tempfile, threading, time, urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -108,7 +108,7 @@ class Aim:
     "When to strike: `seconds` after the start (any time, first second), after a stage begins in this session, or at the first change of files after that."
     def __init__(self, rng, calm, spent, hits):
         left, self.stage = [n for n in calm["stages"] if n not in spent], None
-        rest = calm["first_stage_s"] + (calm["seconds"] - calm["first_stage_s"]) * len(left) / len(calm["stages"])
+        rest = calm["pace"] * (calm["first_stage_s"] + (calm["seconds"] - calm["first_stage_s"]) * len(left) / len(calm["stages"]))
         self.kind = rng.choices(list(AIMS), AIMS.values())[0]
         if self.kind == "a stage" and not left: self.kind = "any time"
         self.seconds = rng.uniform(0, 1 if self.kind == "first second" else rest)
@@ -116,7 +116,7 @@ class Aim:
         left = left[:12]     # not far ahead, so that a round takes many kills
         kind = min(dict.fromkeys(n.split("/")[0] for n in left), key=lambda k: hits[k])     # of equals the earliest
         self.stage = rng.choice([n for n in left if n.split("/")[0] == kind])
-        self.seconds = rng.uniform(0, calm["stages"][self.stage])
+        self.seconds = rng.uniform(0, calm["pace"] * calm["stages"][self.stage])
 
 def names(folder):
     "Names in a folder, [] where it is gone."
@@ -174,7 +174,9 @@ def one_round(pipeline, home, calm, rng, record, kills, log):
         done = {r["name"] for r in read_log(folder) if r["event"] in ("done", "cached")}
         aim = Aim(rng, calm, done | aimed, record["hits"]) if free else None
         if aim: aimed.add(aim.stage)     # once a round, else the last stage would take all kills
-        if aim and await_aim(aim, p, folder, home, began):
+        struck = aim and await_aim(aim, p, folder, home, began)
+        if first := next((r["t"] for r in read_log(folder) if r["event"] == "start" and r["t"] >= began), None): calm["pace"] = min(5.0, max(0.2, (first - began) / calm["first_stage_s"]))     # of the machine, which others use too
+        if struck:
             at = time.time() - began
             victim, procs, cpu = strike(p, rng.choices(list(VICTIMS), VICTIMS.values())[0], rng, [o for k in mine for o in k["orphans"]])
             (busy, seconds), torn = in_flight(folder, home, time.time()), half_written(home) if victim == "all" else []
@@ -218,7 +220,7 @@ def undisturbed(pipeline, home, log):
     code = pipeline.start(home, log).wait()
     assert code == 0, Path(log).read_text()[-3000:]
     rows = read_log(pipeline.folder(home))
-    return dict(data=data(home), stages={r["name"]: r["wall_s"] for r in rows if r["event"] == "done"}, seconds=time.time() - start, first_stage_s=next(r["t"] for r in rows if r["event"] == "start") - start)
+    return dict(data=data(home), stages={r["name"]: r["wall_s"] for r in rows if r["event"] == "done"}, seconds=time.time() - start, first_stage_s=next(r["t"] for r in rows if r["event"] == "start") - start, pace=1.0)
 
 def chaos(pipeline, kills, seed, where, save=None):
     "`kills` kills; the record, which is also given to `save` after each round."
@@ -437,18 +439,20 @@ class Toy(ThreadingHTTPServer):
     def handle_error(self, *a): pass
     def stop(self): self.shutdown(); self.server_close()
 
-def ask(home, url, max_wait=20.0): return f"import stages_of_chaos as sc; r = Run('asking', workers=1, home={str(home)!r}, progress='quiet'); s = r.stage('asked', sc.asked, url={url!r}, n=60, max_wait={max_wait})\ntry: r.compute(s)\nexcept Exception as e: print(type(e).__name__, e); sys.exit(1)"
+def ask(home, url, max_wait=20.0): return f"import stages_of_chaos as sc; r = Run('asking', workers=0, home={str(home)!r}, progress='quiet'); s = r.stage('asked', sc.asked, url={url!r}, n=60, max_wait={max_wait})\ntry: r.compute(s)\nexcept Exception as e: print(type(e).__name__, e); sys.exit(1)"
 
 def storm(where, calm, plan=(429,) * 40 + (503,) * 10):
     "A storm of refusals: 40 replies of status 429 and 10 of 503."
-    calm_server = Toy(); port = calm_server.server_port
-    code, out = python(ask(where / "calm", calm_server.url)); assert code == 0, out
-    calm_server.stop()
-    s = Toy(plan, port=port)
+    calm, place = where.parent / "stormless", where.parent / "stormless-port"
+    if not place.exists():
+        with_calm = Toy()
+        code, out = python(ask(calm, with_calm.url)); assert code == 0, out
+        with_calm.stop(); place.write_text(str(with_calm.server_port))
+    s = Toy(plan, port=int(place.read_text()))
     try: code, out = python(ask(where / "home", s.url)); assert code == 0, out
     finally: s.stop()
     seen = ", ".join(f"{n} × {k}" for k, n in s.seen.items())
-    return outcome(where / "home", data(where / "calm"), seen if not s.plan else "", remade=sum(s.answered.values()) - 60, usual=where / "calm")
+    return outcome(where / "home", data(calm), seen if not s.plan else "", remade=sum(s.answered.values()) - 60, usual=calm)
 
 def hanging(where, calm):
     "Six replies take longer than the time limit, six connections are dropped."
@@ -469,6 +473,10 @@ def dead_server(where, calm):
 
 # ---- a served engine in a process of its own
 
+def end_with_parent():
+    "No server outlives the tests (Linux)."
+    if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
 class Server:
     "An engine behind a port, in a process group of its own, which may be killed, stopped and started again there."
     def __init__(self, folder):
@@ -480,7 +488,7 @@ class Server:
         self.port = int(place.read_text())
         self.url = f"http://127.0.0.1:{self.port}/v1"
     def spawn(self, command, env):
-        with open(self.log, "a") as f: self.process = subprocess.Popen(command, env={**os.environ, **env, "OMP_NUM_THREADS": "1"}, stdout=f, stderr=f, stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.folder)
+        with open(self.log, "a") as f: self.process = subprocess.Popen(command, env={**os.environ, **env, "OMP_NUM_THREADS": "1"}, stdout=f, stderr=f, stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.folder, preexec_fn=end_with_parent)
     def wait(self, seconds=300):
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -15,6 +15,6 @@ def asking(home, engine: dict, n: int = 48, size: int = 12):
     "A run with the first stages of MathScale: problems of the world, and the concepts that a server names for them; whether it can be read does not matter here."
     from mathrepro import arms, extraction
     from mathrepro.runs import Run
-    run = Run("asking", workers=1, home=home, progress="quiet")
+    run = Run("asking", workers=0, home=home, progress="quiet")
     problems = run.stage("problems", arms.load_problems, dataset="world", split="train", n=n, seed=1)
     return run, run.stage("concepts", extraction.extract, problems=problems, engine=engine, max_new_tokens=32, min_yield=0.0, shard=size)
