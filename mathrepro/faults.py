@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KIND', 'CLASS_N', 'COLUMNS', 'fault_row', 'load_faults', 'merge_faults', 'faults_line', 'fault_cells', 'fault_table',
-           'kill_figure', 'kill_html', 'overhead_html', 'faults_key', 'about', 'faults_html']
+           'kill_figure', 'kill_facts', 'kill_html', 'overhead_html', 'faults_key', 'about', 'faults_html']
 
 # %% ../nbs/61b_faults.ipynb #023e4884
 import hashlib, json
@@ -95,16 +95,23 @@ def kill_figure(kills):
     return fig
 
 # %% ../nbs/61b_faults.ipynb #1c23b5b1
+def kill_facts(kills) -> list:
+    "(name, text) pairs on a record of kills: how it was done and what it cost."
+    s, n, rounds = kills["summary"], max(1, len(kills["kills"])), [r["kills"] for r in kills["rounds"]]
+    often = f"{min(rounds)} to {max(rounds)}" if min(rounds) < max(rounds) else f"{max(rounds)}"
+    more = max(0, s["seconds"] - len(rounds) * kills["undisturbed_s"]) / n
+    return [("Undisturbed run", f"{kills['stages']} stages, {kills['files']} files, {seconds(kills['undisturbed_s'])}"), ("Rounds", f"{len(rounds)}, each killed {often} times before it ended; bytes compared at each end"),
+            ("Unfinished work done again", f"{seconds(s['in_flight_s'])} in all, {number(s['in_flight_s'] / n, 1)} s a kill"), ("Clock", f"{seconds(s['seconds'])} for all rounds, that is {number(more, 0)} s more for each kill, most of it starting again"),
+            ("Processor", seconds(s["cpu_s"]) if s.get("cpu_s") else ""), ("Half-written files found after kills of everything", str(sum(k.get("half_written", 0) for k in kills["kills"]))), ("Seed", str(kills["seed"]))]
+
+# %% ../nbs/61b_faults.ipynb #0eff2dff
 def kill_html(kills) -> str:
     "The section on kills: what was running, figure, what they cost."
-    s, one, stages = kills["summary"], [dict(k, of=kills["stages"]) for k in kills["kills"]], kills["stages"]
     what = f"mathrepro run {kills['pipeline']} --profile {kills['profile']}" + "".join(f" -p '{x}'" for x in kills.get("settings", []))
-    fig = figure_html(svg_of(kill_figure(one)), f"{len(one)} kills: what was struck, and how much was finished then", "kills-figure", data=[{k: x.get(k) for k in ("aim", "victim", "at_s", "finished", "in_flight_s", "half_written", "exit")} for x in one], made_by="")
-    facts = [("Undisturbed run", f"{stages} stages, {kills['files']} files, {seconds(kills['undisturbed_s'])}"), ("Rounds", f"{len(kills['rounds'])}, each killed {min(r['kills'] for r in kills['rounds'])} to {max(r['kills'] for r in kills['rounds'])} times before it ended; bytes compared at each end"),
-             ("Unfinished work done again", f"{number(s['in_flight_s'])} s in all, {number(s['in_flight_s'] / max(1, len(one)))} s a kill"), ("Clock", f"{seconds(s['seconds'])} for all rounds; {number(max(0, s['seconds'] - len(kills['rounds']) * kills['undisturbed_s']) / max(1, len(one)))} s more a kill, most of it starting again"),
-             ("Processor", f"{seconds(s['cpu_s'])}" if s.get("cpu_s") else ""), ("Half-written files found", f"{sum(k.get('half_written', 0) for k in one)}"), ("Seed", str(kills["seed"]))]
-    dl = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts if v)
-    return f"<p>A real pipeline was killed at random instants and started again until it had ended. It was <code>{escape(what)}</code>.</p>{fig}<dl class=\"facts\">{dl}</dl>"
+    each, numbers = [dict(k, of=kills["stages"]) for k in kills["kills"]], ("aim", "victim", "at_s", "finished", "in_flight_s", "half_written", "exit")
+    fig = figure_html(svg_of(kill_figure(each)), f"{len(each)} kills: what was struck, and how much was finished then; the shape tells how the instant was drawn", "kills-figure", data=[{k: x.get(k) for k in numbers} for x in each], made_by="")
+    dl = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in kill_facts(kills) if v)
+    return f'<p>A real pipeline was killed at random instants and started again until it had ended:</p><pre tabindex="0">{escape(what)}</pre>{fig}<dl class="facts">{dl}</dl>'
 
 # %% ../nbs/61b_faults.ipynb #b3227da9
 def overhead_html(rows) -> str:
