@@ -15,7 +15,7 @@ __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 
            'jiuzhang_students', 'jiuzhang_beside', 'jiuzhang_asked', 'jiuzhang_drawn', 'jiuzhang_counts',
            'jiuzhang_study', 'jiuzhang_values', 'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'short_number',
            'text_table', 'total', 'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums',
-           'predicted_vs_actual', 'Phase', 'phases_of', 'cost_table']
+           'predicted_vs_actual', 'Phase', 'phases_of', 'cost_table', 'planned_and_actual']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
 import json, math, re
@@ -652,3 +652,11 @@ def cost_table(ledger:list, groups:list, price:float=0.0, gpus:int=1)->list:
     rows.append(dict(phase="total", type="", samples=None, **{k: sum(r[k] for r in rows) for k in ("tokens", "flops", "hours")}))
     for r in rows: r |= dict(dollars=price*r["hours"], share=r["hours"]/rows[-1]["hours"] if rows[-1]["hours"] else None)
     return rows
+
+# %% ../nbs/63a_plan.ipynb #9d10aa02
+def planned_and_actual(paper:str, values:dict, ledger:list)->list:
+    "The table at the end of a report: `predicted_vs_actual` of a run with the parameters in `values` (the notebook's globals), with the plan's phases by name. Raises UserError as `plan_of`."
+    from mathrepro.config import find_paper, params_of
+    p = plan_of(paper, {k: values[k] for k in params_of(find_paper(paper))}, values["profile"])
+    names = {", ".join(g.stages): g.phase for g in phases_of(p)}
+    return [{"work": names.get(r["stages named"], r["stages named"]), **{k: v for k, v in r.items() if k != "stages named"}} for r in predicted_vs_actual(ledger, p)]
