@@ -108,12 +108,13 @@ class Aim:
     "When to strike: `seconds` after the start (any time, first second), after a stage begins in this session, or at the first change of files after that."
     def __init__(self, rng, calm, spent, hits):
         left, self.stage = [n for n in calm["stages"] if n not in spent], None
-        rest = calm["pace"] * (calm["first_stage_s"] + (calm["seconds"] - calm["first_stage_s"]) * len(left) / len(calm["stages"]))
+        share = min(len(left) / len(calm["stages"]) or 1.0, 0.25)     # not far ahead, so that a round takes many kills, and until the end where no stage is left
+        rest = calm["pace"] * (calm["first_stage_s"] + (calm["seconds"] - calm["first_stage_s"]) * share)
         self.kind = rng.choices(list(AIMS), AIMS.values())[0]
         if self.kind == "a stage" and not left: self.kind = "any time"
         self.seconds = rng.uniform(0, 1 if self.kind == "first second" else rest)
         if self.kind != "a stage": return
-        left = left[:12]     # not far ahead, so that a round takes many kills
+        left = left[:12]     # not far ahead either
         kind = min(dict.fromkeys(n.split("/")[0] for n in left), key=lambda k: hits[k])     # of equals the earliest
         self.stage = rng.choice([n for n in left if n.split("/")[0] == kind])
         self.seconds = rng.uniform(0, calm["pace"] * calm["stages"][self.stage])
@@ -172,6 +173,8 @@ def one_round(pipeline, home, calm, rng, record, kills, log):
         began, free, cpu_before = time.time(), len(record["kills"]) < kills, children_cpu()
         p = pipeline.start(home, log)
         done = {r["name"] for r in read_log(folder) if r["event"] in ("done", "cached")}
+        free = free and not (len(done) >= len(calm["stages"]) and "the end" in aimed)     # what follows the last stage is struck once a round
+        if len(done) >= len(calm["stages"]): aimed.add("the end")
         aim = Aim(rng, calm, done | aimed, record["hits"]) if free else None
         if aim: aimed.add(aim.stage)     # once a round, else the last stage would take all kills
         struck = aim and await_aim(aim, p, folder, home, began)
