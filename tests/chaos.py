@@ -69,11 +69,12 @@ def lost(home, before):
         except (KeyError, OSError): return False
     return stages, [f"{k[:SHORT]}/{f}" for (k, f), i in shards.items() if not same(k, f, i)]
 
-def in_flight(folder, home, now):
-    "(names of the stages under way, seconds of work since their last commits)."
+def in_flight(folder, home, now, began):
+    "(names of the stages under way in the session that began then, seconds of work since their last commits)."
     state = {}
     for r in read_log(folder):
         if r["event"] == "compute": state = {}
+        if r["t"] < began: continue     # a kill before this: what was under way then is counted there
         if "key" in r: state[r["key"]] = r
     busy = [r for r in state.values() if r["event"] == "start"]
     since = lambda r: max([r["t"], *(p.stat().st_mtime for p in (Path(home) / "work" / r["key"] / "out").glob("*") if not p.name.startswith("."))])
@@ -102,7 +103,7 @@ def strike(root, victim, rng, older=()):
         except psutil.NoSuchProcess: pass
     return victim, procs, cpu
 
-AIMS = {"any time": 4, "first second": 1, "a stage": 3, "a write": 4}
+AIMS = {"any time": 3, "first second": 1, "a stage": 3, "a write": 4}
 
 class Aim:
     "When to strike: `seconds` after the start (any time, first second), after a stage begins in this session, or at the first change of files after that."
@@ -164,7 +165,7 @@ def cpu_of(procs):
     return total
 
 WORDS = {"all": "everything at once", "command": "the command", "kernel": "the Jupyter kernel", "worker": "a worker process"}
-VICTIMS = {"all": 3, "command": 2, "kernel": 2, "worker": 3}
+VICTIMS = {"all": 3, "command": 2, "kernel": 2, "worker": 4}
 
 def one_round(pipeline, home, calm, rng, record, kills, log):
     "Start, kill, start again … until it is done or `kills` are reached; then let it finish. Adds to record['kills']; the round's own record."
@@ -182,7 +183,7 @@ def one_round(pipeline, home, calm, rng, record, kills, log):
         if struck:
             at = time.time() - began
             victim, procs, cpu = strike(p, rng.choices(list(VICTIMS), VICTIMS.values())[0], rng, [o for k in mine for o in k["orphans"]])
-            (busy, seconds), torn = in_flight(folder, home, time.time()), half_written(home) if victim == "all" else []
+            (busy, seconds), torn = in_flight(folder, home, time.time(), began), half_written(home) if victim == "all" else []
             for n in busy: record["hits"][n.split("/")[0]] += 1
             snaps.append(kept(home) if victim == "all" else None)
             code = p.wait(600)
