@@ -33,6 +33,7 @@ def connect(address: str):
     quiet(ray); _at["address"] = address
     return ray
 
+# %% ../nbs/37_cluster.ipynb #29338161
 def listens(address: str, seconds: float = 5.0) -> bool:
     "Whether something listens at host:port; Ray itself would try for minutes. Words (auto, local) are left to Ray."
     host, _, port = address.rpartition(":")
@@ -86,6 +87,7 @@ def living(ray, actors) -> list:
         except RayActorError: return True
     return [a for a, o in asked if o not in done or not dead(o)]
 
+# %% ../nbs/37_cluster.ipynb #1d8a5353
 def take(ray, s: dict, parts: int) -> list:
     "Replicas, on as many different nodes as there are; no more than there are parts of work."
     n, idle = min(s["replicas"] or room(ray, s), max(parts, 1)), _idle.setdefault(kind_of(s), [])
@@ -140,6 +142,7 @@ class Replicas:
         if self.actors: give(connect(self.settings["address"]), self.settings, self.actors)
         self.actors = []
 
+# %% ../nbs/37_cluster.ipynb #cc91e0e4
 def answered(r: Replicas, rows: dict, progress) -> list:
     "The results of the rows (number -> row), in order."
     ray, s, out, n = connect(r.settings["address"]), r.settings, {}, len(rows)
@@ -166,6 +169,7 @@ def answering(spec: dict):
     work.close = llm.close
     return work
 
+# %% ../nbs/37_cluster.ipynb #faeca8b8
 class ClusterEngine:
     "The engine that `spec` describes, in replicas on the nodes of the cluster; see `Engine`."
     def __init__(self, spec: dict):

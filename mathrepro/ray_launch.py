@@ -39,6 +39,7 @@ def trainer(a, module: str, argv: list, folder: str):
     return TorchTrainer(process, train_loop_config=dict(module=module, argv=argv, folder=folder, environment=environment), torch_config=TorchConfig(backend="nccl" if a.gpus else "gloo"), scaling_config=scaling,
                         run_config=RunConfig(name="mathrepro", storage_path=str(Path(folder, "ray").resolve()), failure_config=FailureConfig(max_failures=a.failures), worker_runtime_env={"env_vars": {**node_environment(), "OMP_NUM_THREADS": str(max(1, int(a.cpus)))}}))
 
+# %% ../nbs/37a_ray_launch.ipynb #c354a1f2
 def launch(a, module: str, argv: list) -> str:
     "What the first process printed. Raises UserError with the last line of a process that refused, or with why Ray gave up."
     connect(a.address)
@@ -50,6 +51,7 @@ def launch(a, module: str, argv: list) -> str:
         except Exception as e: raise UserError(f"{a.workers} processes of {module} failed on the cluster: {' '.join(str(e).split())[-400:]}") from None
         return Path(folder, "said.txt").read_text()
 
+# %% ../nbs/37a_ray_launch.ipynb #d95490f2
 def refusals(folder) -> list:
     "Lines that processes left which refused to go on."
     return [l for f in sorted(Path(folder).glob("error-*.txt")) for l in f.read_text().strip().splitlines()]
@@ -80,6 +82,7 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--failures", type=int, default=3, help="how often to start anew after the loss of a process or node (default 3)")
     return p
 
+# %% ../nbs/37a_ray_launch.ipynb #d5e0278d
 def main(argv=None) -> int:
     "`python -m mathrepro.ray_launch [options] -m module arguments`; prints what the first process printed."
     argv = list(sys.argv[1:] if argv is None else argv)

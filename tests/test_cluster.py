@@ -112,10 +112,55 @@ def test_a_run_over_the_cluster_shares_its_stages_with_a_local_one(nodes, tmp_pa
     assert a.key == b.key and facts(a) == facts(b) and len(list(a.path.glob("samples-*.parquet"))) > 1
 
 
+def test_heads_score_on_the_nodes(on, tmp_path):
+    from mathrepro import heads
+    from mathrepro.heads import load_head, scorer_of
+    model, tok = load_head(shipped("s"), seed=1)
+    model.save_pretrained(tmp_path / "head"); tok.save_pretrained(tmp_path / "head")
+    ids = [tok(p)["input_ids"] for p in PROMPTS]
+    there = scorer_of(tmp_path / "head")
+    assert isinstance(there, heads.NodeScorer) and there.parameters == sum(p.numel() for p in model.parameters())
+    found = there.score(ids); there.close()
+    use_cluster()
+    assert abs(found - scorer_of(tmp_path / "head").score(ids)).max() < 1e-5 and found.std() > 0
+
+
+def launch(address, folder, name, *options, launcher=None, **sft):
+    settings = dict(dict(epochs=6, batch_size=16, learning_rate=1e-3, max_length=64, device="cpu", save_every=1), **sft)
+    (folder / f"{name}.json").write_text(json.dumps(dict(model=str(shipped("xs")), rows=str(folder / "rows.jsonl"), out=str(folder / name), sft=settings)))
+    start = launcher or [sys.executable, "-m", "mathrepro.ray_launch", "--address", address, "--workers", "2", *options]
+    return subprocess.Popen([*start, "-m", "mathrepro.training", "--config", str(folder / f"{name}.json")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+
+
+def test_training_on_two_nodes_goes_on_when_one_is_lost(nodes, on, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(dict(prompt=p, response=f" {i}")) + "\n" for i, p in enumerate(PROMPTS)))
+    spare = nodes.add_node(**NODE)
+    p, note = launch(nodes.address, tmp_path, "lost", "--placement", "STRICT_SPREAD"), tmp_path / "lost/.checkpoint"
+    while not note.exists() and p.poll() is None: time.sleep(0.05)
+    step = json.loads(note.read_text())["step"]
+    nodes.remove_node(nodes.pair[0], allow_graceful=False)
+    said, errors = p.communicate(timeout=240)
+    assert p.returncode == 0, errors[-3000:]
+    q = launch(None, tmp_path, "whole", launcher=[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
+    told, errors = q.communicate(timeout=240)
+    assert q.returncode == 0, errors[-3000:]
+    lost, whole = (json.loads(t.strip().splitlines()[-1]) for t in (said, told))
+    assert lost["steps"] == whole["steps"] > step and lost["loss"] == whole["loss"]
+    assert (tmp_path / "lost/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    nodes.remove_node(spare)
+
+
+def test_a_launch_that_is_refused_ends_at_once(nodes, on, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(dict(prompt="1", response="2")) + "\n")
+    p = launch(nodes.address, tmp_path, "bad", schedule="step")
+    said, errors = p.communicate(timeout=120)
+    assert p.returncode == 2 and errors.strip().splitlines()[-1].endswith("sft.schedule 'step' is unknown; choose cosine, linear, constant or wsd") and not said
+
+
 def test_bad_addresses_are_one_line(spec):
     use_cluster(dict(address="127.0.0.1:1"))
     try:
-        p = subprocess.run([sys.executable, "-c", f"from mathrepro.config import UserError\nfrom mathrepro.engines.base import load_engine\ntry: load_engine({spec!r}).generate(['1'])\nexcept UserError as e: print('refused:', e)"], capture_output=True, text=True, timeout=120)
+        p = subprocess.run([sys.executable, "-c", f"from mathrepro.config import UserError\nfrom mathrepro.engines.base import load_engine\ntry: load_engine({spec!r}).generate(['1'])\nexcept UserError as e: print('refused:', e)"], capture_output=True, text=True, timeout=60)
         assert "refused: no Ray cluster answers at '127.0.0.1:1'" in p.stdout and "ray start --head" in p.stdout, p.stdout + p.stderr[-2000:]
     finally: use_cluster()
     with pytest.raises(UserError, match="unknown parameter cluster.adress; did you mean"): use_cluster(dict(adress="auto"))

@@ -73,7 +73,7 @@ def test_exported_cells_are_short(path):
     assert not [s.splitlines()[1] for n, s in sizes if n > 20]
 
 def test_no_private_places_in_tracked_files():
-    bad = re.compile(r"(?<![\w.>])/(?:work|root|Users)/|(?<![\w.])/home/\w+/|/opt/pypi|pypi\.org|pythonhosted|download\.pytorch|conda\.anaconda")
+    bad = re.compile(r"(?<![\w.>}])/(?:work|root|Users)/|(?<![\w.])/home/\w+/|/opt/pypi|pypi\.org|pythonhosted|download\.pytorch|conda\.anaconda")
     found = []
     for f in tracked():
         if f.suffix in {".png", ".parquet", ".safetensors", ".bin"} or f == Path(__file__).resolve(): continue

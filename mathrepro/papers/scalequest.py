@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FULL', 'TUNED', 'CONTROLS', 'UNTUNED', 'SINGLE', 'FILTERS', 'Study', 'check_settings', 'declare_seeds', 'solver',
-           'known', 'pairs', 'writer', 'sampled', 'screened', 'tries', 'difficulty_head', 'reward_head', 'answered',
-           'make', 'one', 'declare_data', 'declare_single', 'declare_sizes', 'size_arm', 'declare_controls',
+           'known', 'pairs', 'writer', 'sampled', 'screened', 'tries', 'scoring', 'difficulty_head', 'reward_head',
+           'answered', 'make', 'one', 'declare_data', 'declare_single', 'declare_sizes', 'size_arm', 'declare_controls',
            'declare_students', 'accuracy', 'main_arms', 'arms_table', 'contrasted', 'comparisons', 'scaling_table',
            'texts', 'truth', 'steps_of', 'share_new', 'questions_table', 'unpaired', 'duplicates_table', 'pairs_table',
            'filters_table', 'portion', 'edited', 'planted_table', 'scorer_table', 'read_labelled', 'reward_table',
@@ -104,7 +104,7 @@ def screened(study, arm:str, s:int, mixed, parts):
     more = {}
     if "solvability" in parts: more["solvable"] = study.run.stage(f"judged/{base.arm_slug(arm)}/{s}", screening.solvability, problems=mixed, engine=study.critic, seed=s)
     if "difficulty" in parts:
-        scored = study.run.stage(f"scored/{base.arm_slug(arm)}/{s}", heads.score, head=difficulty_head(study, s), rows=mixed, kind="difficulty")
+        scored = study.run.stage(f"scored/{base.arm_slug(arm)}/{s}", heads.score, **scoring(study), head=difficulty_head(study, s), rows=mixed, kind="difficulty")
         more |= dict(difficulty=study.run.stage(f"difficulty/{base.arm_slug(arm)}/{s}", screening.difficulty_scores, problems=mixed, scorer=scored), target=study.screen["target"])
     return study.run.stage(f"screened/{base.arm_slug(arm)}/{s}", screening.chain, problems=mixed, parts=list(parts), references=[study.extra["test"]], seed=s, **{k: study.screen[k] for k in ("ngram", "near", "same_numbers")}, **more)
 
@@ -112,6 +112,8 @@ def screened(study, arm:str, s:int, mixed, parts):
 def tries(study, s:int):
     "Stage: k answers of the first generator's solver to each seed problem: fail rates, reward labels, and RFT-style data."
     return known(study, ("tries", s), arms.solve, model=solver(study, study.generators[0], s), problems=study.extra["train"], n=study.k, seed=s, **{k: study.how[k] for k in ("engine", "template", "style")}, **study.reply)
+
+def scoring(study)->dict: "What a stage of scores is told beside head and rows: the engine, where the study's own scores texts faster than `transformers` does."; return dict(engine=study.how["engine"]) if study.how["engine"]["engine"] == "vllm" else {}
 
 def difficulty_head(study, s:int):
     "Stage: a head that predicts the solver's fail rate from the question alone."
@@ -128,7 +130,7 @@ def answered(study, arm:str, s:int, problems, rows:int, how=("reward",)):
     "Stages: k responses of the first solver to each question, rewards, and for each rule of selection the rows of an arm (`arm`, or `arm, rule`)."
     name = base.arm_slug(arm)
     said = study.run.stage(f"responses/{name}/{s}", select.responses, model=solver(study, study.generators[0], s), problems=problems, engine=study.how["engine"], template=study.how["template"], n=study.k, seed=s, limit=math.ceil(study.spare*rows), **study.reply)
-    reward = study.run.stage(f"rewards/{name}/{s}", heads.score, head=reward_head(study, s), rows=said, kind="reward")
+    reward = study.run.stage(f"rewards/{name}/{s}", heads.score, **scoring(study), head=reward_head(study, s), rows=said, kind="reward")
     truth = dict(verdicts=study.run.stage(f"truth/{name}/{s}", select.label, problems=problems, samples=said)) if study.world else {}
     for rule in how:
         full = arm if rule == "reward" else f"{arm}, {rule}"
@@ -157,7 +159,7 @@ def declare_data(study):
         make(study, "no filters", s, study.size, parts=FILTERS[-1:])
         make(study, "no QPO, no filters", s, study.size, kind="QFT", parts=FILTERS[-1:])
         make(study, "no QFT (Magpie-style)", s, study.size, kind="no QFT")
-        reward = study.run.stage(f"rewards/seeds/{s}", heads.score, head=reward_head(study, s), rows=tries(study, s), kind="reward")
+        reward = study.run.stage(f"rewards/seeds/{s}", heads.score, **scoring(study), head=reward_head(study, s), rows=tries(study, s), kind="reward")
         again = study.run.stage(f"chosen/rft-style/{s}", select.choose, problems=study.extra["train"], candidates=tries(study, s), scores=reward, how="reward", seed=s)
         study.rows["RFT-style", s] = study.run.stage(f"rows/rft-style/{s}", questions.subset, rows=again, n=study.size, seed=s)
 
@@ -184,8 +186,8 @@ def declare_controls(study, n:int):
     for s in study.seeds:
         for kind in ("no QFT", "QFT", *CONTROLS): sampled(study, kind, study.generators[0], s, n)
         fresh = known(study, ("fresh tries", s), arms.solve, model=solver(study, study.generators[0], s), problems=study.extra["valid"], n=study.k, seed=s, **{k: study.how[k] for k in ("engine", "template", "style")}, **study.reply)
-        known(study, ("fresh rewards", s), heads.score, head=reward_head(study, s), rows=fresh, kind="reward")
-        known(study, ("fresh difficulty", s), heads.score, head=difficulty_head(study, s), rows=study.extra["valid"], kind="difficulty")
+        known(study, ("fresh rewards", s), heads.score, **scoring(study), head=reward_head(study, s), rows=fresh, kind="reward")
+        known(study, ("fresh difficulty", s), heads.score, **scoring(study), head=difficulty_head(study, s), rows=study.extra["valid"], kind="difficulty")
 
 def declare_students(study):
     "One student per data set: the base model, fine-tuned on its rows, answers the test set greedily."
