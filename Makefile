@@ -54,7 +54,7 @@ reproduce: $(READY) ## set up .venv, run PAPER at PROFILE, render reports/index.
 
 test: $(DEV) ## set up .venv, run the tests of notebooks and package
 	$(BIN)/nbdev_test --path nbs --n_workers 2
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 vllm: ## set up .venv-vllm, a second environment with vLLM (CUDA build where a GPU is, else CPU build)
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
