@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PASSED', 'IDLE', 'TRIES', 'node_environment', 'connect', 'listens', 'quiet', 'Replica', 'room', 'kind_of', 'living',
-           'take', 'give', 'ask', 'through', 'Replicas', 'answered', 'answering', 'ClusterEngine', 'counted']
+           'take', 'give', 'ask', 'through', 'Replicas', 'answered', 'alone', 'answering', 'ClusterEngine', 'counted']
 
 # %% ../nbs/37_cluster.ipynb #a6fcda8b
-import gc, json, math, os, socket, sys, threading
+import gc, json, math, os, socket, sys, threading, time
 from .config import UserError
 from .engines.base import Completion, Usage, check_request
-from .spread import VARIABLE, Here
+from .spread import VARIABLE, Here, cluster
 
 # %% ../nbs/37_cluster.ipynb #8f425819
 PASSED = ("MATHREPRO_HOME", "MATHREPRO_DATA", "MATHREPRO_VLLM_PYTHON", "HF_HOME", "HF_HUB_OFFLINE")
@@ -157,10 +157,16 @@ def answered(r: Replicas, rows: dict, progress) -> list:
     raise UserError(f"{n - len(out):,} of {n:,} rows were not answered: all replicas were lost {TRIES} times (out of memory? see the logs of the nodes); finished shards are kept, run again to go on")
 
 # %% ../nbs/37_cluster.ipynb #a14466d4
+def alone(spec: dict):
+    "The engine of this process, whether or not a cluster is set."
+    from mathrepro.engines.base import load_engine
+    held = os.environ.pop(VARIABLE, None)
+    try: return load_engine(spec)
+    finally: os.environ.update({VARIABLE: held} if held else {})
+
 def answering(spec: dict):
     "Maker: an engine that answers rows (prompt, settings of `Engine.generate`); per row [completions, FLOPs]."
-    from mathrepro.engines.base import load_engine
-    llm = load_engine(spec)
+    llm = alone(spec)
     def work(rows, progress=None):
         prompts, before = [p for p, _ in rows], llm.usage.flops
         found = [[] for _ in rows]
@@ -173,13 +179,15 @@ def answering(spec: dict):
 class ClusterEngine:
     "The engine that `spec` describes, in replicas on the nodes of the cluster; see `Engine`."
     def __init__(self, spec: dict):
-        from mathrepro.spread import spread
-        self.usage, self.rows = Usage(), spread("mathrepro.cluster:answering", spec=spec)
+        work = Here("mathrepro.cluster:answering", {"spec": spec})
+        self.usage, self.rows = Usage(), work if spec["engine"] == "endpoint" else Replicas(work, 1, cluster())
     def generate(self, prompts, n=1, temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=256, stop=(), seed=0, progress=None):
         "See `Engine.generate`."
         prompts = list(prompts)
         how = dict(n=n, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=list(check_request(prompts, n, temperature, top_p, top_k, max_new_tokens, stop)), seed=seed)
-        return counted(self, self.rows([(p, how) for p in prompts], progress))
+        began = time.perf_counter()
+        try: return counted(self, self.rows([(p, how) for p in prompts], progress))
+        finally: self.usage.seconds += time.perf_counter() - began
     def close(self): self.rows.close()
 
 # %% ../nbs/37_cluster.ipynb #988082c2

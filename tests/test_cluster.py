@@ -157,6 +157,18 @@ def test_a_launch_that_is_refused_ends_at_once(nodes, on, tmp_path):
     assert p.returncode == 2 and errors.strip().splitlines()[-1].endswith("sft.schedule 'step' is unknown; choose cosine, linear, constant or wsd") and not said
 
 
+def test_requests_to_a_server_leave_from_the_stage_itself(tmp_path):
+    from toys import served_engine
+    with served_engine("world-critic", "critic") as server:
+        use_cluster(dict(address="127.0.0.1:1"))      # where nothing listens, and nobody asks
+        try:
+            e = load_engine(dict(engine="endpoint", base_url=f"http://127.0.0.1:{server.server_port}/v1", model="critic", journal=str(tmp_path / "replies.jsonl"), max_wait=20.0))
+            assert len(e.generate(PROMPTS[:3])) == 3 and e.usage.prompt_tokens > 0
+            e.close()
+        finally: use_cluster()
+    assert server.asked == 3 and (tmp_path / "replies.jsonl").stat().st_size > 0
+
+
 def test_bad_addresses_are_one_line(spec):
     use_cluster(dict(address="127.0.0.1:1"))
     try:
