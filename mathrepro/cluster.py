@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PASSED', 'IDLE', 'TRIES', 'node_environment', 'connect', 'listens', 'quiet', 'Replica', 'room', 'kind_of', 'living',
-           'take', 'give', 'ask', 'through', 'Replicas', 'answered', 'alone', 'answering', 'ClusterEngine', 'counted']
+           'take', 'give', 'ask', 'through', 'single', 'Replicas', 'answered', 'alone', 'answering', 'ClusterEngine',
+           'counted']
 
 # %% ../nbs/37_cluster.ipynb #a6fcda8b
 import gc, json, math, os, socket, sys, threading, time
@@ -127,10 +128,14 @@ def through(ray, replicas, rows: dict, size: int, work: tuple, tell) -> dict:
 # %% ../nbs/37_cluster.ipynb #fe9ad8f6
 TRIES = 3
 
+def single(options):
+    "Options without `data_parallel_size`: a replica holds one copy of a model, and the replicas are the copies."
+    return {k: single(v) for k, v in options.items() if k != "data_parallel_size"} if isinstance(options, dict) else options
+
 class Replicas:
     "What `spread` gives while a cluster is set: replicas of `here` on the nodes, started by the first call with at least `least` rows and kept until `close`. Raises UserError when the cluster cannot be reached, and when all replicas were lost several times."
     def __init__(self, here: Here, least: int, settings: dict):
-        self.here, self.least, self.settings, self.actors = here, least, settings, []
+        self.here, self.least, self.settings, self.actors = Here(here.maker, single(here.options)), least, settings, []
     def __call__(self, rows, progress=None) -> list:
         return answered(self, dict(enumerate(rows)), progress) if len(rows) >= max(self.least, 1) else self.here(rows, progress)
     def nodes(self) -> list:

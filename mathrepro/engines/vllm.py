@@ -55,7 +55,7 @@ def slices(s: dict, device: str, visible) -> list:
         if tp > 1: raise UserError(f"tensor_parallel_size is {tp}, but there is no GPU here to spread a model over; set it to 1 (data_parallel_size works on a CPU)")
         return [[] for _ in range(dp)]
     have = list(visible)[int(device.partition(":")[2] or 0):]
-    if tp * dp > len(have): raise UserError(f"the engine asks for {tp * dp} GPUs (tensor_parallel_size {tp} x data_parallel_size {dp}), but {len(have)} are there; lower one of them, for example -p engine.data_parallel_size={len(have) // tp or 1}")
+    if tp * dp > len(have): raise UserError(f"the engine asks for {tp * dp} GPUs (tensor_parallel_size {tp} x data_parallel_size {dp}), but {len(have)} are there; lower one of them, for example -p engine_options.data_parallel_size={len(have) // tp or 1}")
     return [have[i * tp:(i + 1) * tp] for i in range(dp)]
 
 def gpu_names() -> list:
