@@ -53,6 +53,7 @@ def models() -> list:
             Check("CUDA", False if mismatch else True if cuda else None, "; ".join(cuda) or "no GPU: profiles smoke and cpu",
                   "torch is a CPU build; install a CUDA build: make reproduce TORCH_INDEX=<index of CUDA wheels>" if mismatch else ""),
             Check("transformers", bool(tf), tf or "missing", "pip install 'transformers>=5.16.1,<5.20'"),
+            Check("ray", True if version("ray") else None, version("ray") or "not installed (optional: work on several machines)", "pip install 'mathrepro[cluster]'"),
             Check("vllm", True if vllm else None, vllm or "not installed (optional: faster sampling)", "make vllm, or pip install 'mathrepro[gpu]' on a GPU host")]
 
 # %% ../nbs/63_doctor.ipynb #1b57ff24
