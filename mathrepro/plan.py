@@ -657,6 +657,6 @@ def cost_table(ledger:list, groups:list, price:float=0.0, gpus:int=1)->list:
 def planned_and_actual(paper:str, values:dict, ledger:list)->list:
     "The table at the end of a report: `predicted_vs_actual` of a run with the parameters in `values` (the notebook's globals), with the plan's phases by name. Raises UserError as `plan_of`."
     from mathrepro.config import find_paper, params_of
-    p = plan_of(paper, {k: values[k] for k in params_of(find_paper(paper))}, values["profile"])
+    p = plan_of(paper, {k: values[k] for k in params_of(find_paper(paper)) if k in values}, values["profile"])
     names = {", ".join(g.stages): g.phase for g in phases_of(p)}
     return [{"work": names.get(r["stages named"], r["stages named"]), **{k: v for k, v in r.items() if k != "stages named"}} for r in predicted_vs_actual(ledger, p)]
