@@ -514,17 +514,19 @@ class Server:
 class Teacher(Server):
     "The world's teacher, served as tests/toys.py serves it."
     engine, words = dict(engine="endpoint", model="teacher", concurrency=4, timeout=2.0, max_wait=10.0), "server of the world teacher"
+    pipeline, setting = "asking", "first stages of MathScale"
     def start(self): self.spawn([sys.executable, str(HERE / "toys.py"), "world-teacher", "teacher", str(self.port), str(self.said)], {})
     def answered(self): return Counter(l.split(",", 1)[1] for l in self.said.read_text().splitlines()) if self.said.exists() else Counter()
     def forget(self): self.said.unlink(missing_ok=True); self.down = None
 
 class VLLM(Server):
     "vLLM's own API server with a model that the package ships."
-    engine, words = dict(engine="endpoint", model="tiny", api="completions", concurrency=4, timeout=20.0, max_wait=120.0), "API server of vLLM"
+    engine, words = dict(engine="endpoint", model="tiny", api="completions", concurrency=4, timeout=20.0, max_wait=150.0), "API server of vLLM"
+    pipeline, setting = "solving", "a shipped model solves 64 problems"
     def start(self):
         from mathrepro.engines.vllm import environment, vllm_python
         from mathrepro.pretraining import shipped
-        env = {k: v for k, v in environment(1, 1).items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+        env = {k: v for k, v in environment(dict(cpu_cache_gib=1, tensor_parallel_size=1), None).items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
         self.spawn([vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(shipped("s")), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"], env)
     def answered(self): return Counter({"requests": sum("POST /v1/" in l and " 200" in l for l in self.log.read_text(errors="replace").splitlines())})
     def forget(self): self.log.write_text(""); self.down = None
@@ -534,9 +536,9 @@ SERVERS = dict(teacher=Teacher, vllm=VLLM)
 SERVED = ["seeds=[0]", "side_seeds=[0]", "dial=[]", "size=8", "sizes=[4, 8]", "data.train.n=60", "data.narrow={}", "data.valid.n=8", "data.test.n=1", "workers=1"]
 
 def asker(server, home, paper=False):
-    "The process that asks the server: the first stages of MathScale, or all of it through the command."
+    "The process that asks the server: a few stages, or all of MathScale through the command."
     engine = {**server.engine, "base_url": server.url}
-    code = f"import stages_of_chaos as sc; run, last = sc.asking({str(home)!r}, {engine!r})\ntry: run.compute()\nexcept Exception as e: print(type(e).__name__, e); sys.exit(1)"
+    code = f"import stages_of_chaos as sc; run, last = sc.{server.pipeline}({str(home)!r}, {engine!r})\ntry: run.compute()\nexcept Exception as e: print(type(e).__name__, e); sys.exit(1)"
     more = [w for who in ("teacher", "judge") for k, v in engine.items() for w in ("-p", f"{who}.{k}={v}")] + [w for s in SERVED for w in ("-p", s)]
     command = [str(BIN / "mathrepro"), "run", "mathscale", "--profile", "smoke", "--no-report", *more] if paper else [sys.executable, "-c", PRELUDE + code]
     env = {**os.environ, "MATHREPRO_HOME": str(home), "OMP_NUM_THREADS": "1"}
@@ -572,7 +574,7 @@ def troubled(where, kind, trouble, paper=False):
         twice = sum(max(0, n - usual[k]) for k, n in s.answered().items())
     finally: s.kill()
     r = outcome(where / "home", calm, said, remade=max(0, twice - 2 * s.engine["concurrency"]))
-    return {**r, "redone_s": stalled[0] if stalled else None, "at": f"after {done} of {sum(usual.values())} answers", "asked_again": twice, "seconds": round(time.time() - start, 1), "pipeline": "MathScale, smoke" if paper else "first stages of MathScale"}
+    return {**r, "redone_s": stalled[0] if stalled else None, "at": f"after {done} of {sum(usual.values())} answers", "asked_again": twice, "seconds": round(time.time() - start, 1), "pipeline": "MathScale, smoke" if paper else s.setting}
 
 def comes_back(s, p):
     "SIGKILL and at once a new server on the same port; the run waits and goes on."
@@ -620,6 +622,11 @@ def inject(name, where, long=False):
     spent = r.pop("spent") - work(r.pop("usual") or calm)
     r["how"] = re.sub(r"\S*/(chaos|pytest)-[^\s:]*", "…", r["how"])
     return dict(fault=name, what=f.__doc__, target=getattr(f, "target", TARGETS.get(name)), **{"pipeline": "one stage that asks" if name in ("storm", "hanging", "dead_server") else "one stage of six files" if name == "full_disk" else "five small stages", "seconds": round(time.time() - start, 1), "redone_s": round(max(spent, 0.0), 2), **r})
+
+def fell(name, error):
+    "The record of an injection after which the run did not end."
+    f = LONG.get(name) or INJECTIONS[name]
+    return dict(fault=name, what=f.__doc__, target=getattr(f, "target", TARGETS.get(name)), pipeline="", times=1, found=False, same_bytes=False, lost=0, redone_s=None, how=f"NOT RECOVERED: {' '.join(str(error).split())[-300:]}")
 
 # ---- what checkpointing costs
 
@@ -723,6 +730,7 @@ def main(argv=None):
             for n in LONG:
                 try: record["servers"].append(r := inject(n, where / "servers", long=True)); print(json.dumps(r), flush=True)
                 except UserError as e: print(f"{n}: SKIPPED: {e}", flush=True)
+                except AssertionError as e: record["servers"].append(r := fell(n, e)); print(json.dumps(r), flush=True)
                 save(record)
         if a.kills: record["chaos"] = chaos(pipeline, a.kills, a.seed, where, lambda r: save({**record, "chaos": r}))
     finally:
