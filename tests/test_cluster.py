@@ -65,8 +65,15 @@ def test_a_node_lost_in_the_middle_costs_nothing_but_time(nodes, on, spec, here)
     thread = threading.Thread(target=lose); thread.start()
     there = e.generate(PROMPTS, progress=lambda done, total: seen.append(done), **HOW)
     thread.join()
-    assert there == here[0] and seen[-1] == len(PROMPTS) and len({node for _, _, node in [p for p in alive(e)]}) == 1
+    assert there == here[0] and seen[-1] == len(PROMPTS) and len({node for _, _, node in alive(e)}) == 1
     e.close()
+    recorded("a node is lost", "one of two Ray nodes", "192 samples drawn over a cluster of two nodes")
+
+
+def recorded(fault, target, setting):
+    "With $MATHREPRO_FAULTS set: the fault that was just borne, into that record."
+    from mathrepro.faults import fault_row, merge_faults
+    if path := os.environ.get("MATHREPRO_FAULTS"): merge_faults(path, [fault_row(fault, target, 1, 1, setting=setting, command="MATHREPRO_FAULTS=reports/faults.json python -m pytest tests/test_cluster.py")])
 
 
 def alive(e):
@@ -88,6 +95,7 @@ def test_when_every_replica_is_killed_new_ones_finish(on, spec, here):
     thread.join()
     assert there == here[0] and not {p for _, p, _ in places} & {p for _, p, _ in e.rows.nodes()}
     e.close()
+    recorded("SIGKILL in mid-call", "all Ray replicas at once", "192 samples drawn over a cluster of two nodes")
 
 
 def test_programs_and_grades_come_from_the_nodes(on):
@@ -148,6 +156,7 @@ def test_training_on_two_nodes_goes_on_when_one_is_lost(nodes, on, tmp_path):
     assert lost["steps"] == whole["steps"] > step and lost["loss"] == whole["loss"]
     assert (tmp_path / "lost/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     nodes.remove_node(spare)
+    recorded("a node is lost", "one of two Ray nodes", "training in two processes, one on each node, through Ray Train")
 
 
 def test_a_launch_that_is_refused_ends_at_once(nodes, on, tmp_path):
