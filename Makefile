@@ -26,7 +26,7 @@ KEY   := $(shell cat settings.ini constraints.txt setup.py pyproject.toml mathre
 READY := .venv/.ready-$(KEY)
 DEV   := .venv/.dev-$(KEY)
 
-.PHONY: help reproduce test vllm readme docs export lab clean
+.PHONY: help reproduce test test-cluster vllm readme docs export lab clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ reproduce: $(READY) ## set up .venv, run PAPER at PROFILE, render reports/index.
 test: $(DEV) ## set up .venv, run the tests of notebooks and package
 	$(BIN)/nbdev_test --path nbs --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-cluster: $(DEV) ## the tests over a real Ray cluster (two nodes here), which want the machine to themselves
+	MATHREPRO_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py $(ARGS)
 
 vllm: ## set up .venv-vllm, a second environment with vLLM (CUDA build where a GPU is, else CPU build)
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
