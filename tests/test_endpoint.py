@@ -68,7 +68,7 @@ class Server:
         with socket.socket() as s: s.bind(("127.0.0.1", 0)); self.port = s.getsockname()[1]
         self.model, self.log, self.process = model, log, None
     def start(self):
-        env = {k: v for k, v in environment(1, 1).items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"} | dict(OMP_NUM_THREADS="1")
+        env = {k: v for k, v in environment(dict(tensor_parallel_size=1, cpu_cache_gib=1), ()).items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"} | dict(OMP_NUM_THREADS="1")
         command = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port),
                    "--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--no-enable-chunked-prefill"]
         with open(self.log, "a") as log: self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.log.parent)
