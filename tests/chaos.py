@@ -255,7 +255,7 @@ PRELUDE = f"import sys; sys.path.insert(0, {str(HERE)!r}); import stages_for_tes
 
 def python(code, env=None, **kw):
     "Python in its own process: (exit code, what it printed)."
-    p = subprocess.run([sys.executable, "-c", PRELUDE + code], env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, **kw)
+    p = subprocess.run([sys.executable, "-c", PRELUDE + code], env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, **kw)
     return p.returncode, p.stdout
 
 def toys(home, workers=1): return f"run, last = st.pipeline({str(home)!r}, pause=0.004, workers={workers}); run.compute()"
