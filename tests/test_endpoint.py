@@ -164,11 +164,11 @@ def test_structured_output_and_refusals_of_a_real_server(relay):
 @needs_vllm
 def test_busy_and_failing_server(relay, truth):
     e = connect(relay, api="completions", timeout=6.0, max_wait=60.0)   # a busy machine answers late; that is no retry
-    relay.fresh((429, {"retry-after": "1"}), (500, {}), (503, {"retry-after-ms": "100"}), (502, {}), "drop", "hang", (429, {}), (529, {}))
-    began = time.monotonic()
+    relay.fresh((429, {"retry-after": "4"}), (500, {}), (503, {"retry-after-ms": "100"}), (502, {}), "drop", "hang", (429, {}), (529, {}))
     assert parts(e.generate(PROMPTS, max_new_tokens=24)) == truth and e.counts["retries"] == 8
     assert set(relay.answered.values()) == {1} and len(relay.answered) == len(PROMPTS)
-    assert time.monotonic() - began >= 1 and not [t for t in relay.times if 0.2 < t - relay.times[0] < 0.9], "Retry-After rests all rows"
+    since = [t - relay.times[0] for t in relay.times]           # what left before the answer was read comes in the first two seconds
+    assert max(since) >= 4 and not [t for t in since if 2 < t < 3.9], "Retry-After rests all rows"
     e.close()
 
 
