@@ -12,7 +12,7 @@ __all__ = ['BATCH', 'BITS', 'PART', 'SLACK', 'Group', 'parquet_files', 'row_grou
            'enough', 'fingerprint', 'drawn', 'work_folder', 'unfinished', 'clean_files', 'told', 'train_rows']
 
 # %% ../nbs/53a_bulk.ipynb #5bf6d140
-import json, os, re, shutil
+import json, os, shutil
 from bisect import bisect_right
 from collections import Counter
 from pathlib import Path

@@ -10,10 +10,10 @@ __all__ = ['KINDS', 'VERDICTS', 'RULES', 'NEEDS', 'CHOICES', 'KEYS', 'SCOPES', '
 
 # %% ../nbs/60_claims.ipynb #66839179
 import json, math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from .config import UserError, load_yaml, nearest
-from .stats import Difference, Equivalence, detectable, holm, p_above, settle, tost
+from .stats import Difference, detectable, holm, p_above, settle, tost
 
 # %% ../nbs/60_claims.ipynb #bf1691a4
 KINDS = ("difference", "trend", "equivalence", "fit", "audit", "not run")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'join_pairs', 'example', 'add_command', 'add_run', 'add_plan', 'add_status', 'add_slurm', 'add_kernel',
            'parser', 'run_command', 'plan_command', 'status_command', 'slurm_command', 'has_report', 'report_command',
-           'doctor_command', 'kernel_command', 'parameter_rows', 'papers_command', 'fail', 'guarded', 'main']
+           'doctor_command', 'clean_command', 'kernel_command', 'parameter_rows', 'papers_command', 'fail', 'guarded',
+           'main']
 
 # %% ../nbs/64_cli.ipynb #ae9dea48
 import argparse, os, sys
@@ -39,6 +40,7 @@ EXAMPLES = {
               "mathrepro status rft --json                        # the same as one JSON object\nmathrepro status rft --verify                      # read every finished file, move damaged stages aside",
     "slurm": "mathrepro slurm rft mathscale --profile gpu --sbatch=--time=24:00:00 --sbatch=--gpus=1 > job.sh\nmathrepro slurm rft --profile gpu --array-of seeds,side_seeds > job.sh\nSLURM_ARRAY_TASK_ID=0 bash job.sh                  # one task, without Slurm",
     "report": "mathrepro report                                   # pages of all finished runs into reports/",
+    "clean": "mathrepro clean                                    # what earlier code and parameters left behind; removes nothing\nmathrepro clean --delete",
     "doctor": "mathrepro doctor\nMATHREPRO_DATA=~/data mathrepro doctor",
     "papers": "mathrepro papers                                   # papers and profiles\nmathrepro papers rft                               # every parameter of one paper, with its default",
     "kernel": "mathrepro kernel install --user                    # for a JupyterLab that lives elsewhere\nmathrepro kernel install --sys-prefix              # into this environment",
@@ -121,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     add_command(commands, "report", "render the pages of all finished runs into reports/", report_command)
     q = add_command(commands, "papers", "list papers, profiles and parameters", papers_command)
     q.add_argument("paper", nargs="?", metavar="PAPER", help="show this paper's parameters")
+    q = add_command(commands, "clean", "show finished stages that no run needs any more, or remove them", clean_command)
+    q.add_argument("--delete", action="store_true", help="remove them")
     add_command(commands, "doctor", "show what this machine can do, and what is missing", doctor_command)
     add_kernel(commands)
     return p
@@ -181,6 +185,12 @@ def doctor_command(args) -> int:
     "`mathrepro doctor`."
     from mathrepro.doctor import doctor
     return doctor()
+
+def clean_command(args) -> int:
+    "`mathrepro clean`."
+    from mathrepro.store import tidy
+    print(tidy(delete=args.delete))
+    return 0
 
 def kernel_command(args) -> int:
     "`mathrepro kernel install`."

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from .keys import file_hash
 from .config import UserError
-from .records import Problem, Sample, problem_id, read_jsonl, read_rows, unique_ids
+from .records import Problem, Sample, read_jsonl, read_rows, unique_ids
 
 # %% ../nbs/21_datasets.ipynb #ddad1748
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__ = ['Check', 'free_gib', 'machine', 'vllm_found', 'models', 'browser', 't
            'checks', 'screen', 'doctor']
 
 # %% ../nbs/63_doctor.ipynb #5a3f13e1
-import os, platform, shutil, subprocess, sys, tempfile
+import os, platform, shutil, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from .config import checkout, home

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from .config import UserError, nearest
 from .engines.base import ENGINES, engine_modules
-from .models import DTYPES, load_tokenizer, model_folder, pick_device
+from .folders import model_folder
+from .models import DTYPES, load_tokenizer, pick_device
 from .records import Problem, Sample, Score, read_rows, to_table, write_table
 from .spread import cluster, spread
 from .stats import bootstrap_ci, contrast, paired_difference

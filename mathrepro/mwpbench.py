@@ -23,7 +23,6 @@ from . import datasets
 from .answers import same
 from .config import UserError, nearest
 from .graders import Grader
-from .levels import LEVELS, Level, world_benchmark
 from .ngrams import overlap_matrix
 from .records import Problem, read_rows, unique_ids, write_table
 

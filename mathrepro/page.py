@@ -8,7 +8,7 @@ __all__ = ['ReportError', 'math_svg', 'share_glyphs', 'PageRenderer', 'unique', 
            'Offences', 'inspect_page', 'number_labels', 'finish', 'ReportExporter', 'export_page']
 
 # %% ../nbs/61a_page.ipynb #835b80c1
-import hashlib, json, re
+import hashlib, re
 from functools import lru_cache
 from html import escape, unescape
 from html.parser import HTMLParser
@@ -20,7 +20,7 @@ from nbconvert.utils.exceptions import ConversionException
 from jupyter_core.paths import jupyter_path
 from traitlets import default
 from .config import UserError
-from .report import MIME, load_notebook, nav_html, page_facts, read_records, scroll, slug, tags_of, template_folder, themed
+from .report import MIME, load_notebook, nav_html, page_facts, scroll, slug, tags_of, template_folder, themed
 
 # %% ../nbs/61a_page.ipynb #19c878a4
 class ReportError(UserError, ConversionException):

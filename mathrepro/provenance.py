@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'commit', 'version', 'packages', 'gpus', 'cores', 'memory_gib', 'cpu_name', 'hardware', 'provenance']
 
 # %% ../nbs/02a_provenance.ipynb #cf808bc1
-import os, platform, re, shutil, subprocess, sys
+import os, platform, re, shutil, subprocess
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path

@@ -9,7 +9,7 @@ __all__ = ['VERDICTS', 'FINISHES', 'Problem', 'Sample', 'Score', 'problem_id', '
            'json_line', 'card_head', 'card_tables', 'write_card']
 
 # %% ../nbs/20_records.ipynb #85b89783
-import hashlib, json, os, unicodedata
+import hashlib, json, unicodedata
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path

@@ -8,9 +8,8 @@ __all__ = ['HEADS', 'DIRECTIONS', 'TAILS', 'REASONS', 'VERDICTS', 'LEVELS', 'rew
 
 # %% ../nbs/26a_rewrites.ipynb #7ee7055d
 import re
-from typing import NamedTuple
 from .config import UserError
-from .prompts import HEADINGS, Reply, _blocks, _json, _plain, failure, quote, valid
+from .prompts import HEADINGS, Reply, _blocks, _json, _plain, failure, quote
 
 # %% ../nbs/26a_rewrites.ipynb #f96900da
 HEADS = dict(

@@ -21,8 +21,8 @@ from .ledger import add_costs, duration, elapsed, expected_costs, read_cost
 from .provenance import provenance
 from .progress import bar, status_line, where
 from .spread import use_cluster
-from .store import SHORT, disk_errors, find_stage, locked, prune, quarantine, slug, stage_problem, store_index, sweep, write_json
-from .workers import attempt, close_workers, give_worker, take_worker, why_dead
+from .store import SHORT, disk_errors, find_stage, locked, quarantine, slug, stage_problem, store_index, sweep, write_json
+from .workers import attempt, give_worker, take_worker, why_dead
 
 # %% ../nbs/03_runs.ipynb #fde0a64b
 class StageError(Exception):

@@ -16,7 +16,7 @@ from .config import UserError, checkout, paper_params, papers
 from .faults import faults_html, faults_key, faults_line, load_faults
 from .keys import code_modules
 from .notebooks import executed
-from .report import (CLAIM, VERDICTS, claim_record, command, counts, flat, jsonable, load_notebook, measured_html, nav_html, number, page_facts, parameters_of, plain,
+from .report import (CLAIM, VERDICTS, command, counts, flat, jsonable, load_notebook, measured_html, nav_html, number, page_facts, parameters_of, plain, 
                               read_records, relative, seconds, source_key, tally, template_folder, totals, triple)
 
 # %% ../nbs/62_site.ipynb #a367a453

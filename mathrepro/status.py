@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from . import config
 from .config import UserError, nearest
-from .ledger import COUNTS, add_costs, duration, elapsed, expected_costs, read_cost, read_log
+from .ledger import add_costs, duration, elapsed, expected_costs, read_cost, read_log
 from .store import SHORT, quarantine, stage_problem, store_index
 
 # %% ../nbs/63b_status.ipynb #62d4565a

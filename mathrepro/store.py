@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PARQUET', 'SHORT', 'RECORDS', 'fsync_folder', 'fsync_file', 'replace_file', 'write_bytes', 'write_json', 'as_table',
            'write_table', 'write_any', 'disk_error', 'disk_errors', 'try_lock', 'unlock', 'locked', 'slug',
-           'store_index', 'find_stage', 'list_files', 'commit_stage', 'stage_problem', 'quarantine', 'prune', 'sweep']
+           'store_index', 'find_stage', 'list_files', 'commit_stage', 'stage_problem', 'quarantine', 'prune', 'at_work',
+           'tidy', 'sweep']
 
 # %% ../nbs/03b_store.ipynb #4af93c69
 import errno, fcntl, json, os, re, shutil
@@ -83,7 +84,7 @@ def disk_error(exc, folder) -> "UserError | None":
     place = Path(os.fsdecode(named)).parent if isinstance(named, (str, bytes)) else Path(folder)
     place = place if os.path.exists(place) else Path(folder)   # False, too, where one may not look
     free = lambda: f"{shutil.disk_usage(place if os.path.exists(place) else '/').free / 2**20:,.0f} MiB free"
-    remedy = "make room (mathrepro.runs.prune() lists what no run needs) or set MATHREPRO_HOME to another disk, then run again: finished work is kept"
+    remedy = "make room (mathrepro clean shows what no run needs) or set MATHREPRO_HOME to another disk, then run again: finished work is kept"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text or "os error 28" in text:
         return UserError(f"no disk space left in {place} ({free()}); {remedy}")
     if code == errno.EFBIG: return UserError(f"a file in {place} hit the largest size allowed ({free()}); raise the limit (ulimit -f) or {remedy}")
@@ -213,6 +214,7 @@ def quarantine(path) -> Path:
 def prune(home=None, keep=(), delete=False) -> list:
     "Folders in the store and under work/ that no run.json under `home` refers to, sorted; `keep`: name patterns to spare; delete=True removes them."
     home = Path(home or config.home())
+    if delete and (busy := at_work(home)): raise UserError(f"{busy[0]} is at work; remove nothing before it is over (mathrepro status)")
     used = {s["key"][:SHORT] for r in home.rglob("run.json") if "store" not in r.relative_to(home).parts[:1] for s in json.loads(r.read_text())["stages"]}
     old = [p for p in (home / "store").glob("*") if p.name[-SHORT:] not in used or p.name.startswith(".corrupt-")]
     old += [p for p in (home / "work").glob("*") if p.is_dir() and p.name[:SHORT] not in used and _unlocked(p.with_name(p.name + ".lock"))]
@@ -220,18 +222,34 @@ def prune(home=None, keep=(), delete=False) -> list:
     if delete: [shutil.rmtree(p) for p in old]
     return old
 
+def at_work(home) -> list:
+    "Names of the runs and notebooks under `home` whose lock a process holds, sorted."
+    locks = [p for top in Path(home).glob("*") if top.is_dir() and top.name not in ("store", "work", "models") for p in top.rglob("*.lock")]
+    name = lambda p: str(p.with_suffix("").relative_to(home) if p.stem != ".lock" else p.parent.relative_to(home))
+    return sorted({name(p) for p in locks if not _free(p)})
+
 # %% ../nbs/03b_store.ipynb #4146edae
+def _free(path) -> bool:
+    "Whether nobody holds this lock."
+    fd = try_lock(path)
+    return fd is not None and (unlock(fd) or True)
+
 def _unlocked(path) -> bool:
     "Whether nobody is computing the stage with this lock."
     if (fd := try_lock(path)) is None: return False
     path.unlink(); unlock(fd)
     return True
 
+def tidy(home=None, delete=False) -> str:
+    "What `prune` finds, in words; with delete=True it is removed."
+    home = Path(home or config.home())
+    size = sum(f.stat().st_size for p in prune(home) for f in p.rglob("*") if f.is_file())
+    n = len(prune(home, delete=delete))
+    if not n: return f"{home}: nothing that no run needs"
+    return f"{home}: {n:,} folders, {size/2**20:,.0f} MiB, that no run needs " + ("were removed" if delete else "any more: left by earlier code or other parameters; mathrepro clean --delete removes them")
+
 def sweep(home, done):
     "Remove what a kill just after a stage's last rename left in work/."
     for name in os.listdir(home / "work") if (home / "work").exists() else []:
         lock = home / "work" / f"{name.split('.')[0]}.lock"
         if name.split(".")[0] in done and _unlocked(lock): shutil.rmtree(home / "work" / name, ignore_errors=True)
-
-# %% ../nbs/03b_store.ipynb #9a1f1f79
-#| export

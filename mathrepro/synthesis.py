@@ -13,9 +13,9 @@ __all__ = ['PER_TEXT', 'ENOUGH', 'KEEP', 'NONE', 'EXECUTED', 'PARTS', 'MEASURES'
            'filters_against_truth', 'part_rows', 'mixture']
 
 # %% ../nbs/57_synthesis.ipynb #074a9550
-import json, math, re
+import json, re
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 from .arms import TrainRow, prompt_of
@@ -25,7 +25,7 @@ from .engines.base import engine_modules, load_engine
 from .kernels import text_hash
 from .prompts import valid
 from .questions import generated, problems_in, teacher_name
-from .records import Problem, Score, read_rows, read_table, to_table, write_table
+from .records import Problem, Score, read_rows, to_table, write_table
 from .world.texts import SourceText
 
 # %% ../nbs/57_synthesis.ipynb #f603ef17

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from .arms import TrainRow
 from .config import UserError
-from .questions import CleanedQuestion, KINDS, loads, read_records
+from .questions import CleanedQuestion, loads, read_records
 from .records import Problem, read_rows
 
 # %% ../nbs/54a_traces.ipynb #214fb072

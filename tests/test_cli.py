@@ -1,5 +1,5 @@
 "The command line in its own process: help, exit codes, one-line errors, runs that are skipped, fail and stop."
-import json, os, signal, subprocess, sys, time
+import fcntl, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from toys import call, make_checkout, script
@@ -15,7 +15,7 @@ def error_of(r):
     assert len(lines) == 1 and "Traceback" not in r.stderr, r.stderr
     return lines[0]
 
-@pytest.mark.parametrize("args", [[], ["--help"], ["run", "--help"], ["report", "--help"], ["papers", "--help"], ["doctor", "--help"], ["kernel", "--help"], ["kernel", "install", "--help"]])
+@pytest.mark.parametrize("args", [[], ["--help"], ["run", "--help"], ["report", "--help"], ["clean", "--help"], ["papers", "--help"], ["doctor", "--help"], ["kernel", "--help"], ["kernel", "install", "--help"]])
 def test_help_has_examples(args):
     r = mathrepro(*args)
     assert r.returncode == 0 and "examples:\n  " in r.stdout and "mathrepro " in r.stdout.split("examples:")[1]
@@ -98,6 +98,21 @@ def test_folder_that_cannot_be_written(co, tmp_path):
     (tmp_path / "file").write_text("")
     r = mathrepro("run", "toy", "--profile", "cpu", cwd=co, env={"MATHREPRO_HOME": str(tmp_path / "file" / "runs")})
     assert r.returncode == 2 and "MATHREPRO_HOME" in error_of(r)
+
+def test_clean_spares_what_a_run_needs(co):
+    home = co / "runs"
+    def stage(key):
+        (home / "store" / f"s-{key}").mkdir(parents=True); (home / "store" / f"s-{key}" / "rows.parquet").write_bytes(b"0" * 2**20)
+    stage("0" * 16); stage("1" * 16); (home / "toy/cpu").mkdir(parents=True)
+    (home / "toy/cpu/run.json").write_text(json.dumps({"stages": [{"key": "0" * 64}]}))
+    kept = lambda: sorted(p.name[-1] for p in (home / "store").iterdir())
+    assert "1 folders, 1 MiB, that no run needs any more" in mathrepro("clean", cwd=co).stdout and kept() == ["0", "1"]
+    with open(home / "toy/cpu.lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        r = mathrepro("clean", "--delete", cwd=co)
+        assert r.returncode == 2 and "toy/cpu is at work" in error_of(r) and kept() == ["0", "1"]
+    assert "were removed" in mathrepro("clean", "--delete", cwd=co).stdout and kept() == ["0"]
+    assert "nothing that no run needs" in mathrepro("clean", cwd=co).stdout
 
 def test_doctor(co):
     r = mathrepro("doctor", cwd=co)

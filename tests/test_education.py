@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from mathrepro.config import UserError
 from mathrepro.education import FORMS, REASONS, STAGES, TEXT_STAGES, WORLD_STEPS, asked_form, asked_stage, compact_pair, read_pair, request_for, tool_request
-from mathrepro.engines.author import RATES, WorldAuthor, judge_pair
+from mathrepro.engines.author import WorldAuthor, judge_pair
 from mathrepro.engines.base import load_engine
 from mathrepro.keys import file_hash
 from mathrepro.programs import run_programs
@@ -19,7 +19,7 @@ from mathrepro.world.problems import problems
 from mathrepro.world.texts import CUTS, SourceText, load_texts, text_points, world_texts
 
 TARGET = ["money", "fractions"]
-PERFECT = {k: 0.0 for k in RATES}
+PERFECT = {k: 0.0 for k in WorldAuthor.RATES}
 
 @pytest.fixture(scope="module", autouse=True)
 def no_workers_left():

@@ -9,7 +9,8 @@ import stages_for_tests as st
 from mathrepro.config import UserError
 from mathrepro.keys import content_hash, file_hash
 from mathrepro.ledger import read_log
-from mathrepro.runs import Run, StageError, prune
+from mathrepro.runs import Run, StageError
+from mathrepro.store import prune
 from mathrepro.workers import close_workers
 
 HERE = str(Path(__file__).parent)

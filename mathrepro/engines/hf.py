@@ -16,7 +16,7 @@ from ..config import UserError
 from .base import Completion, Usage, check_request, row_seed
 from ..kernels import uniforms
 from ..models import fuse, hidden_states, is_lean, load_model, load_tokenizer, pick_device, rope_tables, rotate
-from ..training import Row, collate, encode_rows, micro_batches
+from ..training import Row, collate, micro_batches
 
 # %% ../../nbs/33_engines_hf.ipynb #a637e1ed
 def nucleus(p, top_p: float, top_k: int, guess: int = 64):

@@ -4,23 +4,21 @@
 
 # %% auto #0
 __all__ = ['SWAPS', 'LABELS', 'LINKS', 'TRIES', 'DELTAS', 'FORMATS', 'OPENERS', 'CLOSERS', 'TITLES', 'REFUSALS', 'ESSAY',
-           'READERS', 'RATES', 'STRANGE', 'ANSWERS', 'synonyms', 'flat', 'concept_of', 'bridges', 'gap', 'orders',
-           'linked', 'numbered', 'worded', 'start_number', 'compose', 'whole', 'mistaken', 'spoiled', 'block', 'shaped',
-           'damaged', 'WorldTeacher', 'check_habits', 'true_concepts', 'noisy', 'name_concepts', 'wanted_points',
-           'others', 'copied', 'drafted', 'write_question', 'review', 'right_answer', 'reply', 'ended', 'teach',
-           'judge_question']
+           'READERS', 'STRANGE', 'ANSWERS', 'synonyms', 'flat', 'concept_of', 'bridges', 'gap', 'orders', 'linked',
+           'numbered', 'worded', 'start_number', 'compose', 'whole', 'mistaken', 'spoiled', 'block', 'shaped',
+           'damaged', 'WorldTeacher', 'true_concepts', 'noisy', 'name_concepts', 'wanted_points', 'others', 'copied',
+           'drafted', 'write_question', 'review', 'right_answer', 'reply', 'judge_question']
 
 # %% ../../nbs/34c_engines_teacher.ipynb #2dec5052
-import json, re, time
+import json, re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import combinations, permutations
-from random import Random
+from itertools import permutations
 from ..answers import extract, same
 from ..config import UserError
-from .base import Completion, Usage, check_request, row_seed
+from .scripted import ScriptedEngine
 from ..prompts import asked, read_check, read_concepts, read_question
 from ..world.knowledge import DISTRACTORS, FRIENDS, ITEMS, KINDS, NAMES, POINTS, RANGES, TOPICS
 from ..world.problems import SPLITS, NotOfThisWorld, Problem, Step, between_2_60, bucket, parse, solve, write_problem, write_solution
@@ -205,8 +203,10 @@ def damaged(kind:str, value:dict, rng)->str:
 
 # %% ../../nbs/34c_engines_teacher.ipynb #09224730
 @dataclass
-class WorldTeacher:
-    "Engine that answers the requests of `prompts` from the world's knowledge. Rates 0..1; UserError on others. `split` None lifts the guard that keeps test problems out."
+class WorldTeacher(ScriptedEngine):
+    "Engine that answers the requests of `prompts` from the world's knowledge. Rates 0..1; UserError on others."
+    RATES = "wrong off_concept near_copy malformed refused label_noise hallucinated false_accept false_reject wrong_correction slips".split()
+    APART = (("malformed", "refused"), ("near_copy", "off_concept"))
     wrong: float = 0.26             # questions whose solution is wrong
     off_concept: float = 0.05       # questions that leave out some of the points asked for (excludes near copies)
     near_copy: float = 0.05         # questions that are an example, at most with other names and numbers
@@ -218,26 +218,13 @@ class WorldTeacher:
     false_reject: float = 0.05      # checks that fail a right one
     wrong_correction: float = 0.13  # corrections that are wrong
     slips: float = 0.5              # wrong solutions with an arithmetic slip, the others misread the problem
-    numbers: str = "small"; split: str = "train"; max_links: int = 2; model: str = "world-teacher"
-    usage: Usage = field(default_factory=Usage, init=False); tally: Counter = field(default_factory=Counter, init=False)
-    def __post_init__(self): check_habits(self)
-    def close(self): pass
-    def generate(self, prompts, n=1, temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=256, stop=(), seed=0, progress=None):
-        return teach(self, prompts, n, temperature, max_new_tokens, check_request(prompts, n, temperature, top_p, top_k, max_new_tokens, stop), seed, progress)
-
-# %% ../../nbs/34c_engines_teacher.ipynb #65a9eff5
-RATES = "wrong off_concept near_copy malformed refused label_noise hallucinated false_accept false_reject wrong_correction slips".split()
-
-def check_habits(t):
-    "UserError on the first impossible setting."
-    for k in RATES:
-        v = getattr(t, k)
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v <= 1: raise UserError(f"world-teacher: {k} is {v!r}; it must be a share between 0 and 1")
-    for a, b in (("malformed", "refused"), ("near_copy", "off_concept")):
-        if getattr(t, a) + getattr(t, b) > 1: raise UserError(f"world-teacher: {a} and {b} are more than 1 together; lower one of them")
-    if t.numbers not in RANGES: raise UserError(f"world-teacher: numbers={t.numbers!r} is unknown; choose one of {', '.join(RANGES)}")
-    if t.split is not None and t.split not in SPLITS: raise UserError(f"world-teacher: split={t.split!r} is unknown; choose one of {', '.join(SPLITS)}, or null for no guard")
-    if isinstance(t.max_links, bool) or not isinstance(t.max_links, int) or t.max_links < 0: raise UserError(f"world-teacher: max_links is {t.max_links!r}; it must be 0 or more")
+    max_links: int = 2; model: str = "world-teacher"
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.max_links, bool) or not isinstance(self.max_links, int) or self.max_links < 0: raise UserError(f"{self.model}: max_links is {self.max_links!r}; it must be 0 or more")
+    def replies(self, prompt):
+        request = asked(prompt)
+        return lambda rng: reply(self, request, rng)
 
 # %% ../../nbs/34c_engines_teacher.ipynb #4c61a2dd
 STRANGE = tuple(f"{a} {b}" for a in "advanced basic discrete applied linear nested inverse modular abstract cyclic".split() for b in "logarithms matrices polygons tangents vectors primes integrals permutations circles inequalities".split())
@@ -335,7 +322,7 @@ def right_answer(problem:str, solution:str)->bool:
 # %% ../../nbs/34c_engines_teacher.ipynb #ce3adcf0
 ANSWERS = dict(concepts=name_concepts, question=write_question, check=review)
 
-def reply(t, prompt, request, rng)->str:
+def reply(t, request, rng)->str:
     "The text of one reply to a request (as `asked` gives it)."
     kind, fields = request
     if not kind: t.tally["not_ours"] += 1; return "I'm sorry, I can only help with the exercises of this course."
@@ -346,30 +333,6 @@ def reply(t, prompt, request, rng)->str:
     except NotOfThisWorld: t.tally["not_of_this_world"] += 1; return "I'm sorry, I am unable to make sense of this exercise."
     if u >= 1 - t.malformed: t.tally["malformed"] += 1; return damaged(kind, value, rng)
     return shaped(value, rng)
-
-# %% ../../nbs/34c_engines_teacher.ipynb #3c30e5b6
-def ended(text, limit, stop)->tuple: # (text, finish, words)
-    "The text up to the first stop string and at most `limit` words."
-    for s in stop: text = text.partition(s)[0]
-    words = len(text.split())
-    if words <= limit: return text, "stop", words
-    return re.match(rf"(?:\s*\S+){{{limit}}}", text)[0], "length", limit
-
-# %% ../../nbs/34c_engines_teacher.ipynb #258462c3
-def teach(t, prompts, n, temperature, max_new_tokens, stop, seed, progress)->list:
-    "Completions of all prompts; see `Engine.generate`."
-    out, start = [], time.perf_counter()
-    for i, prompt in enumerate(prompts):
-        request, words = asked(prompt), len(prompt.split())
-        for j in range(n):
-            key = row_seed(seed, prompt, j) if temperature else row_seed(0, prompt, 0)
-            text, finish, new = ended(reply(t, prompt, request, Random(key)), max_new_tokens, stop)
-            out.append(Completion(i, j, text, finish, words, new))
-            t.usage.new_tokens += new
-        t.usage.prompt_tokens += words
-        if progress and (i % 256 == 255 or i == len(prompts)-1): progress((i+1)*n, len(prompts)*n)
-    t.usage.seconds += time.perf_counter() - start
-    return out
 
 # %% ../../nbs/34c_engines_teacher.ipynb #2b79c607
 def judge_question(problem:str, solution:str, knowledge_points=())->dict:

@@ -12,7 +12,7 @@ __all__ = ['TRIES', 'NEEDS', 'ORACLE', 'BOOSTED', 'AGAIN', 'TRUE', 'FILTERS', 'W
            'filters_table', 'outputs_table', 'calls_table', 'decontamination', 'verdicts']
 
 # %% ../../nbs/73_papers_jiuzhang.ipynb #c841fd20
-import json, math
+import math
 from dataclasses import dataclass, field
 import numpy as np
 from .. import arms, claims, influence, questions, stats, synthesis, tools, valuation, warmup

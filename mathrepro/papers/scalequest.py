@@ -13,7 +13,7 @@ __all__ = ['FULL', 'TUNED', 'CONTROLS', 'UNTUNED', 'SINGLE', 'FILTERS', 'Study',
            'verdicts']
 
 # %% ../../nbs/72_papers_scalequest.ipynb #e9ed9262
-import json, math
+import math
 from dataclasses import dataclass, field
 import numpy as np
 from .. import arms, claims, heads, levels, preference, questions, scaling, screening, select, stats

@@ -10,7 +10,7 @@ __all__ = ['SPLITS', 'INDEX', 'START', 'SUBS', 'LOOKUP', 'World', 'cumulative', 
 # %% ../../nbs/23_world_problems.ipynb #1273aebb
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice, product
 from random import Random
