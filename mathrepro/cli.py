@@ -134,10 +134,12 @@ def run_command(args) -> int:
     "`mathrepro run`: all plans are checked before the first one starts."
     from mathrepro.config import papers
     from mathrepro.notebooks import command, finished, plan_run, run_notebook
+    from mathrepro.slurm import plan_there
     names = sorted(papers()) if args.paper == ["all"] else args.paper
+    if args.show:      # commands are often printed where they will not run, such as a login node
+        for n in names: print(command(plan_there(n, args.profile, args.param)))
+        return 0
     plans = [plan_run(n, args.profile, args.param) for n in names]
-    if args.show: print("\n".join(map(command, plans)))
-    if args.show: return 0
     fresh = [not finished(p) or args.force for p in plans]
     for n, p in zip(names, plans): run_notebook(n, p.profile, args.param, args.force, cell_timeout=args.cell_timeout)
     return 0 if args.no_report or (not any(fresh) and has_report()) else report_command(args)

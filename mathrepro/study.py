@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Study', 'arm_slug', 'problems', 'base_stage', 'known', 'fit', 'sample', 'check_engine', 'seeds_of', 'accuracy',
-           'interval', 'points', 'add', 'difference', 'compare', 'arms_table', 'grader_rows', 'reported',
-           'audit_evidence', 'verdicts']
+           'interval', 'points', 'add', 'difference', 'compare', 'same_rows', 'arms_table', 'grader_rows', 'reported',
+           'audit_evidence', 'decontamination', 'verdicts']
 
 # %% ../nbs/67_study.ipynb #7e9f9b61
 import json
@@ -94,9 +94,9 @@ def points(d)->dict:
     return dict(estimate=100*d.estimate, low=100*d.low, high=100*d.high)
 
 # %% ../nbs/67_study.ipynb #053988ef
-def add(study, claim:str, difference, source:str):
+def add(study, claim:str, difference, source:str, note:str=""):
     "Keep a measured difference as evidence for a claim; `source` is the place in the report."
-    study.evidence.append(claims.Evidence(claim, difference, data=study.data["dataset"], profile=study.profile, source=source))
+    study.evidence.append(claims.Evidence(claim, difference, data=study.data["dataset"], profile=study.profile, source=source, note=note))
 
 def difference(study, a:str, b:str, measure=accuracy):
     "Paired difference of two arms (`stats.Difference`), over the seeds that both have."
@@ -105,15 +105,23 @@ def difference(study, a:str, b:str, measure=accuracy):
     return stats.paired_difference(part(a), part(b))
 
 # %% ../nbs/67_study.ipynb #29e57090
-def compare(study, pairs:dict, source:str="#comparisons", measure=accuracy)->list:
+def compare(study, pairs:dict, source:str="#comparisons", measure=accuracy, note:str="")->list:
     "Paired comparisons {claim: (arm, other arm)} where both arms are there, over the seeds of both; adds their evidence. Rows {comparison, difference, p}. `measure(study, arm)` gives seeds × problems."
     rows = []
     for claim, (a, b) in pairs.items():
         if not (seeds_of(study, a) and seeds_of(study, b)): continue
         d = difference(study, a, b, measure)
-        add(study, claim, d, source)
+        if same_rows(study, a, b): study.evidence.append(claims.Evidence(claim, data=study.data["dataset"], profile=study.profile, source=source, not_run=f"{a} and {b} hold the very same rows here, so there is nothing to compare"))
+        else: add(study, claim, d, source, note)
         rows.append({"comparison": f"{a} - {b}", "difference, points": points(d), "p (one-sided)": d.p_greater})
     return rows
+
+# %% ../nbs/67_study.ipynb #2f36cd3d
+def same_rows(study, a:str, b:str)->bool:
+    "Were two arms trained on identical rows with every seed that both have? (What sets them apart then changed nothing.)"
+    read = lambda arm, s: [(i.path/"rows.parquet").read_bytes() for i in study.models[arm, s].inputs if (i.path/"rows.parquet").exists()]
+    both = [s for s in seeds_of(study, a) if (a, s) in study.models and (b, s) in study.models]
+    return bool(both) and all(read(a, s) == read(b, s) != [] for s in both)
 
 def arms_table(study, names, measure=accuracy)->list:
     "Rows, steps and accuracy of arms, means over seeds."
@@ -135,9 +143,21 @@ def reported(paper:str)->dict:
     "The published tables of a paper, as printed."
     return json.loads(resource("params", f"{paper}/reported.json").read_text(encoding="utf-8"))
 
-def audit_evidence(parts:dict, profile:str)->list:
-    "Evidence of audits: {claim: list of `claims.Check`, or the reason why it could not run}."
-    return [claims.Evidence(c, **(dict(not_run=v) if isinstance(v, str) else dict(checks=tuple(v))), profile=profile, source="#audit") for c, v in parts.items()]
+def audit_evidence(parts:dict, profile:str, data:dict={})->list:
+    "Evidence of audits: {claim: list of `claims.Check`, or the reason why it could not run}; `data`: {claim: key of `claims.SCOPES`} of those that are not about printed tables."
+    return [claims.Evidence(c, **(dict(not_run=v) if isinstance(v, str) else dict(checks=tuple(v))), data=data.get(c, "tables"), profile=profile, source="#audit") for c, v in parts.items()]
+
+# %% ../nbs/67_study.ipynb #a022a346
+def decontamination(study, test:list, rows:dict, n:int)->list:
+    "Checks for a claim `decontamination`: planted copies of test questions are found by the n-gram rule, and no data set ({name: problem texts}) holds a test question, in its own words or in others (`screening.problem_key`)."
+    from mathrepro.filters import contaminated
+    from mathrepro.screening import problem_key
+    changed, exact, same = [" ".join(t.upper().split()).replace(".", " .") for t in test], {" ".join(t.lower().split()) for t in test}, {problem_key(t) for t in test}
+    texts = list(dict.fromkeys(t for ts in rows.values() for t in ts))
+    word, sense = [" ".join(t.lower().split()) in exact for t in texts], [problem_key(t) in same for t in texts]
+    find = lambda what, copies: claims.check(f"{what} of {len(test):,} test questions found", sum(contaminated(copies, test, n=n)), len(test), 0, 0)
+    return [find("planted copies", test), find("planted copies in other letters and spacing", changed), claims.check(f"test questions, word for word, among the {len(texts):,} questions of {len(rows)} data sets", sum(word), 0, 0, 0),
+            claims.check("test questions in other words (in the world: the same steps and numbers) among them", sum(sense) - sum(w and s for w, s in zip(word, sense)), 0, 0, 0)]
 
 def verdicts(study, paper:str, audits:list)->list:
     "Verdicts on all claims of `params/<paper>/claims.yaml` from the study's evidence and the audits'."

@@ -56,6 +56,8 @@ def test_gpu_profile_without_gpu(co):
     (co / "nbs/papers/toy.ipynb").write_text((co / "nbs/papers/toy.ipynb").read_text().replace("k = 8", "k = 8\\ndevice = 'cuda'"))
     r = mathrepro("run", "toy", "--profile", "gpu", "-p", "device=cpu", "--print", cwd=co, env=no_gpu)
     assert r.returncode == 0 and "-p device cpu" in r.stdout
+    r = mathrepro("run", "toy", "--profile", "gpu", "--print", cwd=co, env=no_gpu)
+    assert r.returncode == 0 and "toy.ipynb" in r.stdout, "a command may be printed where it cannot run"
 
 def test_papers_and_print(co):
     r = mathrepro("papers", "toy", cwd=co)

@@ -7,7 +7,7 @@ __all__ = ['TRIES', 'NEEDS', 'ORACLE', 'BOOSTED', 'AGAIN', 'TRUE', 'FILTERS', 'W
            'ONE_RUN', 'SHUFFLED', 'CHOICES', 'BOOSTS', 'MIXTURES', 'Study', 'check_settings', 'declare_data', 'asked',
            'drawn', 'filters', 'kept', 'writer', 'first_writer', 'reference', 'valued', 'texts_arm', 'declare_choices',
            'author_rows', 'declare_boost', 'same_price', 'bought', 'declare_tools', 'prompts', 'declare_runs',
-           'declare_students', 'declare_solver', 'with_tools', 'arm_names', 'arms_table', 'comparisons',
+           'declare_students', 'declare_solver', 'with_tools', 'arm_names', 'arms_table', 'comparisons', 'price_note',
            'selection_table', 'lift', 'writers_table', 'base_share', 'stage_gain', 'grader_table', 'isolation_words',
            'filters_table', 'outputs_table', 'calls_table', 'decontamination', 'verdicts']
 
@@ -234,7 +234,13 @@ MIXTURES = {"mixture-over-nl": (BOTH, WORDS), "mixture-over-tool": (with_tools(B
 def comparisons(study, part:str)->list:
     "Rows of the comparisons of one part: choices, boosts, price, mixtures; adds their evidence."
     pairs = dict(choices=CHOICES, boosts=BOOSTS, mixtures=MIXTURES, price={"synthesis-over-teacher-per-cost": (bought(study.mass, "model"), bought(study.mass, "author")), "synthesis-equals-teacher-per-row": (BOOSTED, "author")})[part]
-    return base.compare(study, pairs, f"#{part}")
+    return base.compare(study, pairs, f"#{part}", note=price_note(study) if part == "price" else "")
+
+def price_note(study)->str:
+    "What the comparison at equal price depends on."
+    fixed = (study.first + study.k)*len(study.stages)
+    even = f"the model gives more rows for its money from {math.ceil(fixed/(1 - TRIES/study.price)):,} rows on" if study.price > TRIES else "at this price the model never gives more rows"
+    return f"the model learnt from {fixed:,} replies of the author; at a price of {study.price:g} replies of the model for one of the author, {study.mass:,} rows of the model cost as much as {same_price(study):,} of the author; {even}"
 
 # %% ../../nbs/73_papers_jiuzhang.ipynb #769b3b29
 def selection_table(study)->list:
@@ -244,8 +250,9 @@ def selection_table(study)->list:
     ranked = {how: [study.extra["value", how, s] for s in study.seeds] for how in study.methods}
     share = {how: 100*np.array([[valuation.precision_at(v, t, [study.k])[0]["precision"]] for v, t in zip(values, pools)]) for how, values in ranked.items()}
     if len(study.seeds) > 1:
-        for claim, other in (("precision-over-random", "random"), ("precision-over-bm25", "bm25")):
-            if other in share: base.add(study, claim, stats.contrast([(share["influence"] - share[other])/100], [1]), "#selection")
+        chance = np.array([[valuation.precision_at(v, t, [study.texts["n"]])[0]["precision"]] for v, t in zip(ranked["influence"], pools)])
+        for claim, other in (("precision-over-random", chance), ("precision-over-bm25", share["bm25"]/100 if "bm25" in share else None)):
+            if other is not None: base.add(study, claim, stats.contrast([share["influence"]/100 - other], [1]), "#selection")
     found = valuation.quality_table(ranked, pools, [study.k])
     return [{"method": how, **{r["measure"] + (", %" if r["measure"].startswith("precision") else ""): {k: (100 if r["measure"].startswith("precision") else 1)*r[v] for k, v in dict(estimate="mean", low="low", high="high").items()} for r in found if r["method"] == how}} for how in study.methods]
 
@@ -313,14 +320,11 @@ def calls_table(study)->list:
 
 # %% ../../nbs/73_papers_jiuzhang.ipynb #76e8de99
 def decontamination(study)->list:
-    "Checks for the claim `decontamination`: planted copies of test questions are found, and no arm's rows hold a test question."
-    from mathrepro.filters import contaminated
+    "Checks for the claim `decontamination`."
     test = [p.problem for t in study.extra["tests"] for p in read_rows(t.path/"problems.parquet", Problem)]
-    changed, exact = [" ".join(t.upper().split()).replace(".", " .") for t in test], {" ".join(t.lower().split()) for t in test}
-    left = sum(" ".join(r.problem.lower().split()) in exact for (arm, _), rows in study.rows.items() if arm not in (WORDS, *TOOLS) for r in read_rows(rows.path/"rows.parquet", arms.TrainRow))
-    found = lambda copies: sum(contaminated(copies, test, n=study.screen["ngram"]))
-    return [claims.check("planted copies of test questions found", found(test), len(test), 0, 0), claims.check("planted copies in other letters and spacing found", found(changed), len(test), 0, 0), claims.check(f"test questions among the rows of {len(study.rows)} data sets", left, 0, 0, 0)]
+    rows = {(arm, s): [r.problem for r in read_rows(stage.path/"rows.parquet", arms.TrainRow)] for (arm, s), stage in study.rows.items() if arm not in (WORDS, *TOOLS)}
+    return base.decontamination(study, test, rows, study.screen["ngram"])
 
 def verdicts(study)->list:
     "Verdicts on all claims of `params/jiuzhang/claims.yaml`."
-    return base.verdicts(study, "jiuzhang", [*base.audit_evidence({"decontamination": decontamination(study)}, study.profile), *audit.audits(study.profile)])
+    return base.verdicts(study, "jiuzhang", [*base.audit_evidence({"decontamination": decontamination(study)}, study.profile, {"decontamination": "own data"}), *audit.audits(study.profile)])
