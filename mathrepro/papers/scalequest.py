@@ -410,7 +410,7 @@ def phases(study)->list:
     from mathrepro.plan import Phase
     n, g, arms_ = len(study.seeds), len(study.generators), sum(1 for k in study.extra if k[0] == "mixed")
     return [Phase("solvers", "train", ("solver", "base", "data"), n*g), Phase("QFT", "train", ("qft",), n*g), Phase("QPO: questions", "infer", ("pool",), study.pairs*n*g), Phase("QPO: rewrites", "infer", ("pairs", "pairs-joint"), study.pairs*n*(g + 1)),
-            Phase("QPO: training", "train", ("qpo", "qpo-length", "qpo-random", "qpo-joint"), n*(g + 3)), Phase("questions", "infer", ("questions", "mixed"), None), Phase("filters", "infer", ("judged", "scored", "difficulty", "screened"), None),
+            Phase("QPO: training", "train", ("qpo", "qpo-length-matched", "qpo-random", "qpo-joint"), n*(g + 3)), Phase("questions", "infer", ("questions", "mixed"), None), Phase("filters", "infer", ("judged", "scored", "difficulty", "screened"), None),
             Phase("heads", "train", ("tries", "fail-rates", "reward-rows", "difficulty-head", "reward-head"), 2*n), Phase("responses", "infer", ("responses",), None), Phase("rewards and choice", "infer", ("rewards", "chosen", "rows", "truth", "subset"), None),
             Phase("students", "train", ("train", "solve"), len(study.answers))]
 
