@@ -62,13 +62,14 @@ class Limits(NamedTuple):
     cpu: int = 11
 
 class Outcome(NamedTuple):
-    "How a program ended. `status`: exit status, negative for a signal, None when its process was lost; `stopped`: '' or the limit that it ran into."
+    "How a program ended. `status`: exit status, negative for a signal, None when its process was lost; `stopped`: '' or the limit that it ran into; `finished`: it ran to its end or to an exception."
     out: bytes
     err: bytes
     status: "int | None"
     stopped: str
     seconds: float
     cpu: float
+    finished: bool = True
 
 START, PATIENCE = 60.0, 5.0                                              # seconds to start and import; to die after a stop
 
@@ -174,7 +175,7 @@ def outcome(job:Job, limits:Limits)->Outcome:
         job.pipes[err] += f"\n{complaint(job.zygote)}".encode()
         restart(job.zygote)
     late = job.stopped == "time limit" and e.get("status", -9) >= 0      # it ended by itself before it could be killed
-    return Outcome(bytes(job.pipes[out]), bytes(job.pipes[err]), e.get("status"), "" if late else job.stopped, e.get("seconds", 0.0), e.get("cpu", 0.0))
+    return Outcome(bytes(job.pipes[out]), bytes(job.pipes[err]), e.get("status"), "" if late else job.stopped, e.get("seconds", 0.0), e.get("cpu", 0.0), e.get("finished", True))
 
 # %% ../nbs/12d_zygotes.ipynb #de5485b1
 def work(zygotes:list, texts:list, limits:Limits):

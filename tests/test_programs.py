@@ -287,6 +287,42 @@ def test_the_host_stays_responsive(world, backend):
     assert max(waits) < 10.0 and me.memory_info().rss - before < 100 << 20 and len(psutil.pids()) < processes + 50
     assert not [c for c in set(me.children(recursive=True)) - others if c.status() == psutil.STATUS_ZOMBIE]
 
+# -- what was printed before the end ---------------------------------------------------
+
+ENDS = {   # name: (what happens after the print, the reason given)
+    "a loop": ("while True: pass", "time limit"),
+    "sleep": ("import time; time.sleep(60)", "time limit"),
+    "a loop in C": ("pow(3, 10**9)", ("time limit", "memory limit")),
+    "leave at once": ("import os; os._exit(0)", "error"),
+    "leave at once with a status": ("import os; os._exit(3)", "error"),
+    "abort": ("import os; os.abort()", "killed"),
+    "crash": ("import ctypes; ctypes.string_at(0)", "killed"),
+    "memory": ("x = []\nwhile True: x.append(bytearray(1 << 20))", "memory limit"),
+    "recursion in C": ("import sys; sys.setrecursionlimit(10**9)\nclass A:\n    def __init__(self): A()\nA()", ("killed", "memory limit")),
+    "closed output": ("import os; os.close(1)\nwhile True: pass", "time limit"),
+    "other output": ("import io, sys; sys.stdout = io.StringIO()\nprint('hidden')\nwhile True: pass", "time limit"),
+    "CPU time": ("while True: pass", "cpu limit"),
+    "an exception": ("1/0", "error"),
+    "nothing": ("", ""),
+}
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_was_printed_before_the_end_comes_back(backend, name):
+    program, reason = ENDS[name]
+    limits = dict(timeout=20.0, cpu_seconds=1) if name == "CPU time" else dict(timeout=1.0 if "time limit" in reason else 20.0)
+    r, after = run_programs(["print('first')\nprint('é', end='')\n" + program, "print(2)"], workers=1, backend=backend, memory_mb=256, **limits)
+    assert r.output == "first\né" and (r.reason == reason or r.reason and r.reason in reason), r
+    assert "leave" not in name or "ended itself" in r.error and f"exit status {'03'['status' in name]}" in r.error
+    assert (after.output, after.error) == ("2\n", "")
+
+def test_long_and_odd_output(backend):
+    "More than the shared page holds, single writes longer than it, bytes, and what several writers leave: all in order."
+    lines = "".join(f"{i} {i * i}\n" for i in range(50_000))
+    for program, output in (("for i in range(50_000): print(i, i * i)", lines), ("print('é' * 50_000, end='')", "é" * 50_000), ("print('a'); print('b' * 70_000)\nprint('c')", "a\n" + "b" * 70_000 + "\nc\n"),
+                            ("import os, sys\nprint('a', flush=True); os.write(1, b'b'); sys.stdout.buffer.write(bytearray(b'c')); print(sys.stdout.fileno(), file=sys.__stdout__)", "a\nbc1\n")):
+        r = run_program(program, backend=backend, max_output=1 << 24, timeout=30.0)
+        assert r.output == output and r.error == "", (program, r.error, len(r.output))
+
 # -- nothing stays behind --------------------------------------------------------------
 
 def gone(processes, seconds=10.0):
@@ -396,7 +432,16 @@ def test_refuses_without_landlock_and_namespaces():
 def test_bad_requests():
     for wrong in (dict(timeout=0), dict(timeout=float("nan")), dict(memory_mb=0), dict(workers=0), dict(max_output=0), dict(truncate=1), dict(cpu_seconds=0)):
         with pytest.raises(UserError, match=next(iter(wrong))): run_programs(["1"], **wrong)
+    for name in ("timeout", "memory_mb", "max_output", "workers", "truncate", "cpu_seconds"):
+        for value in ("3", True, float("nan"), float("inf"), [1], 10**400) + ((None,) if name in ("timeout", "memory_mb", "max_output") else ()):
+            with pytest.raises(UserError, match=f"^{name} is .*number from") as e: run_programs(["1"], **{name: value})
+            assert "\n" not in str(e.value)
+    for value in (1.5, 2.0):
+        with pytest.raises(UserError, match="whole number"): run_programs(["1"], workers=value)
     with pytest.raises(UserError, match="program 1 is NoneType"): run_programs(["1", None])
+    for codes in ("ab", b"ab", None, 3):
+        with pytest.raises(UserError, match="a list of programs is needed"): run_programs(codes)
+    with pytest.raises(UserError, match="program 0 is int"): run_program(3)
     assert run_programs([]) == []
 
 PYTHON2 = ["print 6 * 7", "print 'a', 'b'", "exec 'x = 1'", "try: pass\nexcept ValueError, e: pass", "for i in xrange(3): print(i)", "raw_input()", "{}.iteritems()", "{}.has_key(1)", "x = 0777", "unicode('x')"]
