@@ -20,7 +20,7 @@ from nbconvert.utils.exceptions import ConversionException
 from jupyter_core.paths import jupyter_path
 from traitlets import default
 from .config import UserError
-from .report import MIME, load_notebook, nav_html, page_facts, scroll, slug, tags_of, template_folder, themed
+from .report import MIME, load_notebook, nav_html, page_facts, scroll, slug, tags_of, template_folder, themed, unclean
 
 # %% ../nbs/61a_page.ipynb #19c878a4
 class ReportError(UserError, ConversionException):
@@ -176,7 +176,8 @@ def report_page(nb, resources=None) -> dict:
     page["title"] = page["title"] or escape(str(name))
     page["plain_title"] = escape(unescape(re.sub(r"<[^>]+>", "", re.sub(r'<svg aria-label="([^"]*)".*?</svg>', r"\1", page["title"], flags=re.S))))
     if page["claims"]: page["toc"].insert(0, dict(level=2, id="claims", number="", text="Claims"))
-    return {**page, "facts": page_facts(nb), "nav": nav_html(resources["report"]) if (resources or {}).get("report") else ""}
+    facts = page_facts(nb)
+    return {**page, "facts": facts, "unclean": unclean(facts["commit"]), "nav": nav_html(resources["report"]) if (resources or {}).get("report") else ""}
 
 # %% ../nbs/61a_page.ipynb #9db94978
 class Offences(HTMLParser):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PROFILES', 'SCHEMA', 'order', 'name_of', 'file_name', 'by_kind', 'failures', 'title_of', 'report_data', 'file_key',
            'changed_code', 'stale', 'put', 'ready', 'load_reports', 'plain_measured', 'ledger_rows', 'ledger_parquet',
-           'nav_of', 'renew_nav', 'cost_text', 'run_html', 'index_parts', 'template', 'index_html', 'draw_faults',
-           'current', 'build_site']
+           'nav_of', 'renew_nav', 'cost_text', 'run_html', 'main_report', 'decided', 'decided_html', 'tell',
+           'answer_html', 'index_parts', 'unclean_html', 'template', 'index_html', 'draw_faults', 'current',
+           'build_site']
 
 # %% ../nbs/62_site.ipynb #153c7668
 import hashlib, json, os, re
@@ -16,8 +17,8 @@ from .config import UserError, checkout, paper_params, papers
 from .faults import faults_html, faults_key, faults_line, load_faults
 from .keys import code_modules
 from .notebooks import executed
-from .report import (CLAIM, VERDICTS, command, counts, flat, jsonable, load_notebook, measured_html, nav_html, number, page_facts, parameters_of, plain, 
-                              read_records, relative, seconds, source_key, tally, template_folder, totals, triple)
+from .report import (CLAIM, badge, command, counts, flat, group_of, jsonable, load_notebook, measured_html, nav_html, number, page_facts, parameters_of, plain,
+                              read_records, relative, seconds, slug, source_key, tallies, template_folder, totals, triple, unclean)
 
 # %% ../nbs/62_site.ipynb #a367a453
 PROFILES = ("smoke", "cpu", "gpu", "paper")
@@ -185,20 +186,62 @@ def cost_text(t) -> str:
 def run_html(d, why="") -> str:
     "One report in the index."
     note = f'<p class="mr-error"><strong>Stopped with an error:</strong> {escape(d["errors"][0])}</p>' if d["errors"] else ""
+    note += unclean(d["commit"])
     note += f'<p class="mr-stale"><strong><span aria-hidden="true">⟳</span> Made from an older version:</strong> {escape(why)}.</p>' if why else ""
     stem, name = d["page"].removesuffix(".html"), " ".join([d["profile"], *(f"({o})" for o in d.get("overrides", ()))])
     facts = [("Cost", cost_text(d["totals"])), ("Run", escape(d["date"])), ("Commit", escape(d["commit"])), ("Made from", escape(d["source_key"])), ("Data", f'<a href="{escape(stem)}.json">JSON</a>')]
     dl = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts if v)
-    verdicts = tally(d["counts"]) if d["claims"] else '<p class="mr-note">No claims on this page.</p>'
+    verdicts = tallies(d["claims"]) if d["claims"] else '<p class="mr-note">No claims on this page.</p>'
     return (f'<article class="run" id="{escape(stem)}"><div><h3><a href="{escape(d["page"])}">Profile {escape(name)}</a></h3><p class="mr-scope">{escape(d["label"])}</p></div>\n'
             f'<div>{verdicts}{note}<dl class="facts">{dl}</dl><pre tabindex="0">{escape(d["command"])}</pre></div></article>\n')
 
-# %% ../nbs/62_site.ipynb #d023e5e0
+# %% ../nbs/62_site.ipynb #cb0e0fb7
+def main_report(reports) -> dict:
+    "The report that answers for a paper: the largest profile, without overrides where there is such a run; a smoke run only when there is nothing else."
+    return sorted(reports, key=lambda d: (d["profile"] != "smoke", not d.get("overrides")))[-1]
+
+def decided(claims, most=5) -> list:
+    "At most `most` supported or contradicted claims, in file order; both verdicts get their share."
+    sides = [[c for c in claims if c["verdict"] == v] for v in ("contradicted", "supported")]
+    first = max(most // 2, most - len(sides[1]))
+    chosen = [*sides[0][:first], *sides[1][:most - len(sides[0][:first])]]
+    return [c for c in claims if c in chosen]
+
+def decided_html(c, page) -> str:
+    "One decided claim as a list item: verdict, statement, estimate with interval, link to its row."
+    small = " (shown to be smaller than would matter)" if c.get("small") else ""
+    return f'<li>{badge(c["verdict"])} {escape(str(c["statement"]))}: <a href="{escape(page)}#claim-{slug(c["id"])}">{measured_html(c["measured"])}</a>{small}</li>'
+
+# %% ../nbs/62_site.ipynb #44c36775
+def tell(n: dict, of: str) -> str:
+    "Verdict counts `n` as a sentence; empty without any claim that was run."
+    total = sum(v for k, v in n.items() if k != "not run")
+    parts = [f"{n[k]} {'was' if n[k] == 1 else 'were'} {word}" for k, word in (("supported", "supported"), ("contradicted", "contradicted"), ("inconclusive", "left open")) if n[k]]
+    return f"Of {total} {of}, {', '.join(parts[:-1])}{' and ' if parts[:-1] else ''}{parts[-1]}." if total else ""
+
+def answer_html(reports) -> str:
+    "What became of a paper's claims, in short: counts in words and the decided ones among those tested by training."
+    d = main_report(reports)
+    of = lambda *keys: [c for c in d["claims"] if group_of(c) in keys]
+    trained = of("tested", "elsewhere")
+    where = " in the synthetic world" if not of("elsewhere") else ""
+    says = [tell(counts(trained), f"claims tested by training{where} (profile {d['profile']})"), tell(counts(of("audit")), "audits of its printed tables, released code and data")]
+    chosen, rest = decided(trained), sum(c["verdict"] in ("supported", "contradicted") for c in trained)
+    more = f'<p class="mr-note">{rest - len(chosen)} more {"is" if rest - len(chosen) == 1 else "are"} decided; see <a href="{escape(d["page"])}#claims">all claims</a>.</p>' if rest > len(chosen) else ""
+    items = "".join(decided_html(c, d["page"]) for c in chosen)
+    return f'<div class="answer"><h3>Does it hold?</h3>{"".join(f"<p>{escape(t)}</p>" for t in says if t)}{f"<ul>{items}</ul>{more}" if items else ""}</div>' if any(says) else ""
+
+# %% ../nbs/62_site.ipynb #eb2a410f
 def index_parts(reports) -> list:
-    "(paper, title, reference, HTML of its runs) per paper."
+    "(paper, title, reference, short answer, HTML of its runs) per paper."
     names = list(dict.fromkeys(d["paper"] for d in reports))
     mine = lambda n: [d for d in reports if d["paper"] == n]
-    return [dict(paper=n, title=mine(n)[-1]["title"], reference=mine(n)[-1].get("reference", ""), runs="".join(run_html(d, stale(d)) for d in mine(n))) for n in names]
+    return [dict(paper=n, title=mine(n)[-1]["title"], reference=mine(n)[-1].get("reference", ""), answer=answer_html(mine(n)), runs="".join(run_html(d, stale(d)) for d in mine(n))) for n in names]
+
+def unclean_html(reports) -> str:
+    "One loud sentence for the head of the index when reports were made from a modified checkout."
+    n, of = sum("(modified)" in str(d["commit"]) for d in reports), len(reports)
+    return f'<p class="mr-error mr-unclean"><strong><span aria-hidden="true">⚠</span> {n} of {of} reports {"was" if n == 1 else "were"} made from a modified checkout</strong> and must not be cited before {"it is" if n == 1 else "they are"} run again; each is marked below.</p>' if n else ""
 
 # %% ../nbs/62_site.ipynb #23a52990
 def template(name) -> str:
@@ -209,8 +252,8 @@ def index_html(reports, faults="") -> str:
     "The index page of a list of report records. `faults`: one sentence about injected faults, '' when there is no such record."
     from jinja2 import Environment, FunctionLoader
     page = Environment(loader=FunctionLoader(template), autoescape=False).get_template("site.html.j2")
-    every = {k: sum(d["counts"][k] for d in reports) for k in VERDICTS}
-    return page.render(parts=index_parts(reports), tally=tally(every) if reports else "", n=len(reports), verdicts=VERDICTS, faults=faults) + "\n"
+    every = tallies([c for d in reports for c in d["claims"]]) if reports else ""
+    return page.render(parts=index_parts(reports), tally=unclean_html(reports) + every, n=len(reports), faults=faults) + "\n"
 
 # %% ../nbs/62_site.ipynb #83cb44a5
 def draw_faults(out, say) -> str:

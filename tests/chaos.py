@@ -277,9 +277,10 @@ def outcome(home, calm, found, times=1, remade=None, usual=None):
     return dict(times=times, found=bool(found), how=found if isinstance(found, str) else "", same_bytes=data(home) == calm, lost=remade or 0, spent=work(home), usual=usual)
 
 def one_line(out, words):
-    "The line of the output that tells the fault, '' when there is none or a traceback instead."
-    lines = [l for l in out.strip().splitlines() if l.strip()]
-    return next((l.replace(str(tempfile.gettempdir()), "")[:200] for l in lines if all(w in l for w in words)), "")
+    "The line of the output that tells the fault, without what only names this machine, '' when there is none or a traceback instead."
+    from mathrepro.faults import redact
+    found = next((redact(l) for l in out.strip().splitlines() if l.strip() and all(w in l for w in words)), "")
+    return found if len(found) <= 300 else found[:300].rsplit(" ", 1)[0] + " …"
 
 def a_disk(path, mib):
     "A small disk at `path`; False when this process may not mount one."
@@ -686,7 +687,7 @@ def rows(record, command):
         gone = sum(len(k["lost"]) for k in mine)
         if mine: out.append(fault_row("SIGKILL at a random instant", v, len(mine), sum(k["recovered"] for k in mine), f"{gone} stages or shards" if gone else "", round(sum(k["in_flight_s"] for k in mine), 1), command, "stopped; run again, it went on where it had stood", "RFT, smoke, made smaller" if c["pipeline"] == "rft" and c["settings"] else f"{c['pipeline']}, {c['profile']}"))
     for r in [*record.get("injections", []), *record.get("servers", [])]:
-        said = r["how"] + (f" ({r['at']}; {r['asked_again']} requests asked again)" if "at" in r else "")
+        said = r["how"] + (f" ({r['at']}; {r['asked_again']} request{'s' * (r['asked_again'] != 1)} asked again)" if "at" in r else "")
         out.append(fault_row(r["what"].rstrip("."), r["target"], r["times"], r["times"] * (r["same_bytes"] and r["found"] and not r["lost"]), f"{r['lost']} pieces" if r["lost"] else "", r["redone_s"], command, said, r["pipeline"]))
     return out
 

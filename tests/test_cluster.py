@@ -72,10 +72,10 @@ def test_a_node_lost_in_the_middle_costs_nothing_but_time(nodes, on, spec, here)
     recorded("a node is lost", "one of two Ray nodes", "192 samples drawn over a cluster of two nodes")
 
 
-def recorded(fault, target, setting):
+def recorded(fault, target, setting, noticed="the call itself went on; its samples are those of an engine without a cluster"):
     "With $MATHREPRO_FAULTS set: the fault that was just borne, into that record."
     from mathrepro.faults import fault_row, merge_faults
-    if path := os.environ.get("MATHREPRO_FAULTS"): merge_faults(path, [fault_row(fault, target, 1, 1, setting=setting, command="MATHREPRO_FAULTS=reports/faults.json make test-cluster")])
+    if path := os.environ.get("MATHREPRO_FAULTS"): merge_faults(path, [fault_row(fault, target, 1, 1, noticed=noticed, setting=setting, command="MATHREPRO_FAULTS=reports/faults.json make test-cluster")])
 
 
 def alive(e):

@@ -153,6 +153,20 @@ def test_site(home, tmp_path):
     nav = re.search(r'<nav class="trail".*?</nav>', (out / "demo-cpu.html").read_text(), re.S)[0]
     assert 'href="index.html"' in nav and 'href="demo-smoke.html"' in nav and 'href="demo-cpu-k-3.html"' in nav
 
+def test_a_modified_checkout_is_marked_loudly(home, tmp_path):
+    for p in home.glob("*/*.ipynb"):       # the tests themselves may run in a modified checkout
+        clean = re.sub(r'("commit": ")[^"]*', r"\g<1>0123456789", p.read_text())
+        p.write_text(clean.replace('"0123456789"', '"0123456789 (modified)"') if p.stem == "cpu" and p.parent.name == "demo" else clean)
+    index = build_site(home, tmp_path / "reports").read_text()
+    assert index.count("mr-unclean\">") == 2 and "1 of 4 reports was made from a modified checkout" in index
+    assert "mr-unclean\">" in (tmp_path / "reports" / "demo-cpu.html").read_text() and "mr-unclean\">" not in (tmp_path / "reports" / "demo-smoke.html").read_text()
+
+def test_index_answers_in_short_and_counts_sorts_of_evidence_apart(home, tmp_path):
+    index = build_site(home, tmp_path / "reports").read_text()
+    answer = re.search(r'<section id="demo">.*?</section>', index, re.S)[0]
+    assert "Does it hold?" in answer and answer.index("Does it hold?") < answer.index("Profile cpu") and 'href="demo-cpu.html#claim-' in answer
+    assert index.index("Tested by training") < index.index("Needs the paper's own scale") < index.index('<section id="demo">')
+
 def test_building_twice_changes_nothing(home, tmp_path):
     out = tmp_path / "reports"
     build_site(home, out)
@@ -245,6 +259,17 @@ def test_wide_things_scroll_in_their_own_box(chrome, pages):
     assert chrome.js("document.querySelector('.mr-claims thead').offsetHeight <= 1 && getComputedStyle(document.querySelector('.mr-claims td')).display == 'grid'")
     assert chrome.js("[...document.querySelectorAll('.mr-plot svg text')].every(t => t.getBoundingClientRect().height >= 7)")
     assert chrome.js("getComputedStyle(document.querySelector('.toc .wide')).display") == "none"
+
+def test_cut_plots_and_tables_show_a_shadow(chrome, pages):
+    chrome.get(pages[1], 390)
+    layers = "getComputedStyle(document.querySelector('{}')).backgroundImage.split('linear-gradient').length - 1"
+    assert chrome.js("(b => b.scrollWidth > b.clientWidth)(document.querySelector('#k-sweep .mr-plot'))")
+    assert chrome.js(layers.format("#k-sweep .mr-plot")) == chrome.js(layers.format("#wide-table .mr-scroll")) == 4
+
+def test_scope_stands_under_the_claim_and_the_paper_has_room(chrome, pages):
+    chrome.get(pages[1], 1280)
+    assert chrome.js("document.querySelectorAll('.mr-claims thead th').length") == 4 and chrome.js("!!document.querySelector('.mr-claims tbody th .mr-kind')")
+    assert chrome.js("document.querySelector('.mr-claims td.mr-reported').offsetWidth") >= 180
 
 def test_the_contrast_check_can_fail(chrome, pages):
     chrome.get(pages[0])
