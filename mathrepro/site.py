@@ -6,14 +6,15 @@
 __all__ = ['PROFILES', 'SCHEMA', 'order', 'name_of', 'file_name', 'by_kind', 'failures', 'title_of', 'report_data', 'file_key',
            'changed_code', 'stale', 'put', 'ready', 'load_reports', 'plain_measured', 'ledger_rows', 'ledger_parquet',
            'nav_of', 'renew_nav', 'cost_text', 'run_html', 'main_report', 'decided', 'decided_html', 'tell',
-           'answer_html', 'index_parts', 'unclean_html', 'template', 'index_html', 'draw_faults', 'current',
-           'build_site']
+           'answer_html', 'index_parts', 'unclean_html', 'template', 'index_html', 'draw_once', 'draw_faults',
+           'draw_benchmarks', 'current', 'build_site']
 
 # %% ../nbs/62_site.ipynb #153c7668
 import hashlib, json, os, re
 from html import escape, unescape
 from pathlib import Path
 from .config import UserError, checkout, paper_params, papers
+from .benchmarks import benchmarks_html, benchmarks_key, benchmarks_line, load_benchmarks
 from .faults import faults_html, faults_key, faults_line, load_faults
 from .keys import code_modules
 from .notebooks import executed
@@ -248,23 +249,31 @@ def template(name) -> str:
     "Text of a file of the page template."
     return (template_folder() / name).read_text(encoding="utf-8")
 
-def index_html(reports, faults="") -> str:
-    "The index page of a list of report records. `faults`: one sentence about injected faults, '' when there is no such record."
+def index_html(reports, faults="", benchmarks="") -> str:
+    "The index page of a list of report records. `faults`, `benchmarks`: one sentence about injected faults and about benchmarks, '' when there is no such record."
     from jinja2 import Environment, FunctionLoader
     page = Environment(loader=FunctionLoader(template), autoescape=False).get_template("site.html.j2")
     every = tallies([c for d in reports for c in d["claims"]]) if reports else ""
-    return page.render(parts=index_parts(reports), tally=unclean_html(reports) + every, n=len(reports), faults=faults) + "\n"
+    return page.render(parts=index_parts(reports), tally=unclean_html(reports) + every, n=len(reports), faults=faults, benchmarks=benchmarks) + "\n"
 
 # %% ../nbs/62_site.ipynb #83cb44a5
+def draw_once(page, key, html, say):
+    "Write `html()` to `page` unless it was already drawn with this key."
+    if page.exists() and f"<code>{key}</code>" in page.read_text(encoding="utf-8"): return
+    put(page, html())
+    say(f"drew {relative(page)}")
+
 def draw_faults(out, say) -> str:
     "Draw `faults.html` from `faults.json` in the reports folder, unless it is already drawn from these bytes; the sentence for the index ('' without a record)."
     record = load_faults(Path(out) / "faults.json")
-    if not record["rows"]: return ""
-    page, key = Path(out) / "faults.html", f"<code>{faults_key(record)}</code>"
-    if not page.exists() or key not in page.read_text(encoding="utf-8"):
-        put(page, faults_html(record))
-        say(f"drew {relative(page)}")
+    if record["rows"]: draw_once(Path(out) / "faults.html", faults_key(record), lambda: faults_html(record), say)
     return faults_line(record)
+
+def draw_benchmarks(out, say) -> str:
+    "The same for `benchmarks.html` and `benchmarks.json`."
+    record = load_benchmarks(Path(out) / "benchmarks.json")
+    if record: draw_once(Path(out) / "benchmarks.html", benchmarks_key(record), lambda: benchmarks_html(record), say)
+    return benchmarks_line(record)
 
 # %% ../nbs/62_site.ipynb #404b46af
 def current(data, out) -> bool:
@@ -276,7 +285,7 @@ def current(data, out) -> bool:
 
 # %% ../nbs/62_site.ipynb #b0597926
 def build_site(home=None, out=None, notebooks=None, say=None) -> Path:
-    """Draw `reports/` (or `out`): a page and a JSON file per executed notebook (those under `home`, or the given paths), `claims.parquet` over all, `faults.html` of `faults.json`, `index.html`.
+    """Draw `reports/` (or `out`): a page and a JSON file per executed notebook (those under `home`, or the given paths), `claims.parquet` over all, `faults.html` of `faults.json`, `benchmarks.html` of `benchmarks.json`, `index.html`.
 
     Reports already in the folder are kept and listed. Returns the path of the index. `say` is called with one line per page drawn. `UserError` when the folder cannot be written.
     """
@@ -292,5 +301,5 @@ def build_site(home=None, out=None, notebooks=None, say=None) -> Path:
             say(f"drew {relative(out / d['page'])}")
         elif (out / d["page"]).exists(): renew_nav(out / d["page"], nav_of(reports, i))
     put(out / "claims.parquet", ledger_parquet(ledger_rows(reports)))
-    put(out / "index.html", index_html(reports, draw_faults(out, say)))
+    put(out / "index.html", index_html(reports, draw_faults(out, say), draw_benchmarks(out, say)))
     return out / "index.html"

@@ -157,7 +157,8 @@ def ladder_table(study, known_losses):
     if len(ladder) > 1:
         low, high = gain_pair(ladder)
         four = [acc[low], accuracy(study, f"ladder {low} quarter"), acc[high], accuracy(study, f"ladder {high} quarter")]
-        add(study, "better-gain-less", stats.contrast(four, [.5, -.5, -.5, .5]), "#ladder")
+        d = stats.contrast(four, [.5, -.5, -.5, .5])
+        add(study, "better-gain-less", d, "#ladder", arms=d.means)
     return [{"base": b, "parameters": v[1], "pre-training loss": v[0], "accuracy after SFT, %": interval(acc[b]), "on a quarter of the rows, %": interval(accuracy(study, f"ladder {b} quarter")) if b in gain_pair(ladder) else None} for b in ladder for v in [info.get(b, (None, None))]]
 
 # %% ../../nbs/70_papers_rft.ipynb #b7e1afb6
