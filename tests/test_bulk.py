@@ -22,7 +22,7 @@ def texts_for_tests(n, seed=0):
     rng, made = random.Random(seed), [p["problem"] for p in problems(n // 2, "train", seed)]
     soup = lambda: " ".join(rng.choices("Tom Ann buys sells 3 4 5 red green apples pears each day".split(), k=rng.randint(0, 9)))
     def edited(t): at = [m.span() for m in re.finditer(r"\w+", t)] or [(0, 0)]; a, b = rng.choice(at); return t[:a] + rng.choice(["seven", "12", "river"]) + t[b:]
-    odd = ["?", " ?", "", "Wie viele Äpfel sind es noch?", "cafe\u0301 costs 3", "caf\u00e9 costs  3", "求 x 的值", "$x^2=4$"]
+    odd = ["?", " ?", "", "Wie viele Äpfel sind es noch?", "cafe\u0301 costs 3", "caf\u00e9 costs  3", "求 x 的值", "$x^2=4$", "What is 12 + 7?", "What is 12 - 7?", "What is 12 × 7?"]
     out = []
     for i in range(n):
         u = rng.random()

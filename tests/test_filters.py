@@ -101,7 +101,33 @@ def test_memory_per_row_of_a_stream():
     held = sum(a.nbytes for a in (near.store.values, near.store.offsets, near.of, near.score, near.exact.keys, near.exact.rows, near.buckets.keys, near.buckets.rows))
     assert near.rows == 20000 and held / near.rows < 1800, held / near.rows
 
+@pytest.mark.parametrize("texts, of", [
+    (["What is 12 + 7?", "What is 12 - 7?", "What is 12 × 7?", "What is 12 − 7?"], [0, 1, 2, 1]), (["Solve x + 3 < 9", "Solve x - 3 > 9"], [0, 1]), (["2+2", "2-2", "2 + 2.", "$2+2$"], [0, 1, 0, 0]),
+    (["$x^2 - 3x = 4$ has how many roots?", "x^{2} – 3x = 4 has how many roots", "$x^2 + 3x = 4$ has how many roots?"], [0, 0, 2]),
+    (["A two-thirds share for the 5-year-old - how much?", "A two thirds share, for the 5 year old: **how much**?", "- A two-thirds share for the 5-year-old; how much?"], [0, 0, 0])])
+def test_signs_tell_texts_apart_and_layout_does_not(texts, of):
+    assert filters.near_duplicates(texts, threshold=1.0) == of
+    if max(len(filters.spelt(t).split()) for t in texts) < 9: assert filters.near_duplicates(texts) == of
+
+def test_one_sign_in_a_long_text_is_a_small_change():
+    long = "Tom has 12 red apples and his friend Ann has 7 green ones ; if they put them into one box, the number there is 12 + 7 . How many can each of five children get?"
+    assert filters.near_duplicates([long, long.replace("+", "-")]) == [0, 0] and filters.near_duplicates([long, long.replace("+", "-")], threshold=1.0) == [0, 1]
+
+def test_signs_leave_words_as_they_are():
+    "With signs mixed in there are as many hashes as words, and the texts without signs have the very same."
+    texts = questions("math/test.jsonl", "problem") + questions("gsm8k/test.jsonl")
+    plain, mixed = filters.hashed(texts), filters.hashed(texts, filters.with_signs)
+    assert (plain.offsets == mixed.offsets).all() and 0.05 < (plain.values != mixed.values).mean() < 0.5
+    assert all((plain.row(i) == mixed.row(i)).all() for i, t in enumerate(texts) if filters.spelt(t) == t)
+
 # --- contamination
+
+def test_a_short_text_with_other_signs_is_another_text():
+    a, b = "What is the sum of 3 + 4 - 5 + 6?", "What is the sum of 3 - 4 + 5 - 6?"
+    assert filters.contaminated([a, b, f"Answer this one, please, with care: {a} Explain."], [b]) == [False, True, False]
+    assert [h and h.reference for h in filters.contamination([a, b, f"Answer this one, please, with care: {a} Explain."], [b, a])] == [1, 0, 1]
+    long = "Tom and Ann and five of their friends count all their apples, and the number is " + a
+    assert filters.contaminated([long], [long.replace("+", "-")]) == [True], "the rule of 13 words is about words"
 
 def by_sets(texts, references, n):
     def runs(t): w = words(t); return {tuple(w[i:i + n]) for i in range(len(w) - n + 1)}
