@@ -8,9 +8,10 @@ __all__ = ['FIELDS', 'CLEAN', 'KINDS', 'FATES', 'BLOCK', 'record_problem', 'clea
            'ConceptGraph', 'decide', 'check_labels', 'from_incidence', 'build', 'Rejected', 'label_counts', 'rejected',
            'summary', 'degrees', 'paper_probabilities', 'check_kind', 'transition', 'to_networkx', 'WalkRules',
            'legs_of', 'Block', 'walkers_of', 'walk_block', 'Compositions', 'tuples', 'strings', 'distinct', 'check_n',
-           'drawn', 'collect', 'sample_arrays', 'synthetic_records', 'yield_curve', 'node_of', 'seeds_with', 'Evidence',
-           'evidence', 'keep_records', 'check_plain', 'without', 'restrict', 'swap_ends', 'shuffle_edges', 'shuffled',
-           'draw_sets', 'uniform_arrays', 'neighbourhood', 'communities']
+           'check_seed', 'check_patience', 'drawn', 'patient', 'collect', 'too_few', 'sample_arrays',
+           'synthetic_records', 'yield_curve', 'node_of', 'seeds_with', 'Evidence', 'evidence', 'keep_records',
+           'check_plain', 'without', 'restrict', 'swap_ends', 'shuffle_edges', 'shuffled', 'draw_sets',
+           'uniform_arrays', 'neighbourhood', 'communities']
 
 # %% ../nbs/52_concepts.ipynb #f602fe92
 from collections.abc import Collection, Iterable, Mapping
@@ -149,8 +150,8 @@ class ConceptGraph(Concepts):
     "Topics and knowledge points joined by co-occurrence, walked for compositions (MathScale §3.2). Make one with `ConceptGraph.build`."
     @classmethod
     def build(cls, records, min_count=2, clean="none"): return build(records, min_count, clean)
-    def sample(self, n, seed=0, partial=False, max_epochs=None, **rules) -> list: return sample_arrays(self, n, seed, partial, max_epochs, **rules).strings()
-    def sample_arrays(self, n, seed=0, partial=False, max_epochs=None, **rules): return sample_arrays(self, n, seed, partial, max_epochs, **rules)
+    def sample(self, n, seed=0, partial=False, max_epochs=None, min_yield=1e-3, **rules) -> list: return sample_arrays(self, n, seed, partial, max_epochs, min_yield, **rules).strings()
+    def sample_arrays(self, n, seed=0, partial=False, max_epochs=None, min_yield=1e-3, **rules): return sample_arrays(self, n, seed, partial, max_epochs, min_yield, **rules)
     def yield_curve(self, epochs=1000, seed=0, **rules) -> dict: return yield_curve(self, epochs, seed, **rules)
     def uniform(self, n, seed=0, by="label", **rules) -> list: return uniform_arrays(self, n, seed, by, **rules).strings()
     def uniform_arrays(self, n, seed=0, by="label", **rules): return uniform_arrays(self, n, seed, by, **rules)
@@ -289,8 +290,9 @@ class WalkRules:
         for name in ("topic_steps", "kp_steps"):
             v = getattr(self, name)
             if not (isinstance(v, (tuple, list)) and len(v) == 2 and all(type(x) is int for x in v) and 0 <= v[0] <= v[1] <= 20): raise UserError(f"{name}={v!r} must be two whole numbers (fewest, most) between 0 and 20")
-        if not math.isfinite(self.alpha): raise UserError(f"alpha={self.alpha!r} must be a finite number")
-        if not 0 <= self.eps < math.inf: raise UserError(f"eps={self.eps!r} must be a number of at least 0")
+        number = lambda x: isinstance(x, (int, float, np.number)) and not isinstance(x, bool)
+        if not number(self.alpha) or not math.isfinite(self.alpha): raise UserError(f"alpha={self.alpha!r} must be a finite number")
+        if not number(self.eps) or not 0 <= self.eps < math.inf: raise UserError(f"eps={self.eps!r} must be a number of at least 0")
 
 # %% ../nbs/52_concepts.ipynb #f8ab059b
 BLOCK = 32_768        # walkers in a block, at least one epoch
@@ -375,6 +377,14 @@ def check_n(n):
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0: raise UserError(f"the number of compositions must be a whole number of at least 0, not {n!r}")
     return int(n)
 
+def check_seed(seed):
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)): raise UserError(f"seed={seed!r} must be a whole number")
+    return int(seed)
+
+def check_patience(max_epochs, min_yield):
+    if max_epochs is not None and (isinstance(max_epochs, bool) or not isinstance(max_epochs, (int, np.integer)) or max_epochs < 1): raise UserError(f"max_epochs={max_epochs!r} must be a whole number of at least 1, or None")
+    if isinstance(min_yield, bool) or not isinstance(min_yield, (int, float)) or not 0 < min_yield < 1: raise UserError(f"min_yield={min_yield!r} must be a share above 0 and below 1")
+
 def drawn(graph, rules, seed, index, max_epochs) -> list:
     "[topic sets, point sets, walker, place] of one block, up to the last epoch allowed."
     b = walk_block(graph, rules, seed, index)
@@ -384,32 +394,44 @@ def drawn(graph, rules, seed, index, max_epochs) -> list:
     return [sorted_sets(b.topics), sorted_sets(b.points), b.walker, b.place]
 
 # %% ../nbs/52_concepts.ipynb #dcbd5a4e
+def patient(index, dry, quiet, found, width) -> bool:
+    "Is it worth walking on after `index` blocks, when the yield has been low since block `dry`, and nothing new has come since block `quiet`?"
+    return index - dry < 7 * max(dry, 1) and (index - quiet) * width < 100 * found
+
 def collect(graph, rules, n, seed, max_epochs=None, min_yield=1e-3) -> tuple:
-    "(the first n different compositions as `distinct` gives them, or fewer when the graph is exhausted; epochs walked)"
+    "(the first n different compositions as `distinct` gives them, or fewer when the graph seems exhausted; epochs walked; those of them before the yield became low)"
     sizes, per = (len(graph.topics), len(graph.knowledge_points)), max(1, BLOCK // len(graph.topics))
     width = per * len(graph.topics)
     nothing = lambda steps: np.zeros((1 + steps[1], 0), np.int32)
     found, index, rate = [nothing(rules.topic_steps), nothing(rules.kp_steps), np.zeros(0, np.int64), np.zeros(0, np.int64)], 0, 1.0
-    while len(found[2]) < n and rate >= min_yield and (max_epochs is None or index * per < max_epochs):
-        more = math.ceil(1.03 * (n - len(found[2])) / (rate * width))
+    dry = quiet = 0
+    while len(found[2]) < n and (not index or patient(index, dry, quiet, max(len(found[2]), 1), width)) and (max_epochs is None or index * per < max_epochs):
+        more = math.ceil(1.03 * (n - len(found[2])) / (max(rate, 1e-6) * width))
         blocks = range(index, index + min(more, max(math.ceil(n / width), min(index, 64))))      # a round is held in memory
         before, index = len(found[2]), blocks[-1] + 1
         found = distinct([found, *(drawn(graph, rules, seed, i, max_epochs) for i in blocks)], sizes, n)
         rate = (len(found[2]) - before) / (len(blocks) * width)
-    return found, index * per if max_epochs is None else min(index * per, max_epochs)
+        dry, quiet = index if rate >= min_yield else dry, index if rate else quiet
+    return found, index * per if max_epochs is None else min(index * per, max_epochs), dry * per
 
 # %% ../nbs/52_concepts.ipynb #3b831939
-def sample_arrays(graph, n, seed=0, partial=False, max_epochs=None, **rules) -> Compositions:
-    """n different compositions by random walks (paper §3.2), as arrays. rules: fields of `WalkRules`. Raises `UserError` when the graph does not yield n, unless `partial`.
+def too_few(n, found, epochs, rich, max_epochs, min_yield) -> UserError:
+    "What to say when `found` compositions were found instead of `n`."
+    why = f"max_epochs={max_epochs} allows no more" if max_epochs is not None and epochs >= max_epochs else f"in the last {epochs - rich:,} epochs under {100 * min_yield:g} % of the walks gave a new one"
+    return UserError(f"{found:,} different compositions found in {epochs:,} epochs, fewer than the {n:,} asked for; {why}; ask for fewer, pass partial=True, a smaller min_yield, build with a smaller min_count, or allow more steps")
+
+def sample_arrays(graph, n, seed=0, partial=False, max_epochs=None, min_yield=1e-3, **rules) -> Compositions:
+    """n different compositions by random walks (paper §3.2), as arrays. rules: fields of `WalkRules`. Raises `UserError` when they are not found, unless `partial`. Walking ends when
+    less than `min_yield` of the walks gave a new one for seven times as long as all walking before, or none did for 100 walks per composition; `max_epochs` ends it earlier.
     `info`: walks made up to the last one kept, epochs begun, walks not used, and compositions found again."""
-    n, rules = check_n(n), WalkRules(**rules)
-    found, epochs = collect(graph, rules, n, seed, max_epochs)
+    n, seed, rules = check_n(n), check_seed(seed), WalkRules(**rules)
+    check_patience(max_epochs, min_yield)
+    found, epochs, rich = collect(graph, rules, n, seed, max_epochs, min_yield)
     topics, points, walker, place = found
-    if len(walker) < n and not partial:
-        raise UserError(f"the graph yields {len(walker):,} different compositions in {epochs:,} epochs, fewer than the {n:,} asked for; ask for fewer, pass partial=True, build with a smaller min_count, or allow more steps")
+    if len(walker) < n and not partial: raise too_few(n, len(walker), epochs, rich, max_epochs, min_yield)
     full = len(walker) == n
     walks = int(place[-1]) + 1 if full and n else epochs * len(graph.topics) if n else 0
-    info = dict(asked=n, found=len(walker), seed=int(seed), walks=walks, epochs=math.ceil(walks / len(graph.topics)), rules=rules)
+    info = dict(asked=n, found=len(walker), seed=seed, walks=walks, epochs=math.ceil(walks / len(graph.topics)), rules=rules)
     return Compositions(topics.T, points.T, (graph.topics, graph.knowledge_points), walker, info)
 
 # %% ../nbs/52_concepts.ipynb #17e80304
@@ -435,6 +457,7 @@ def synthetic_records(n=20_857, topics=2_000, knowledge_points=9_000, seed=0) ->
 def yield_curve(graph, epochs=1000, seed=0, **rules) -> dict:
     "After each epoch: `epoch` (1…), `walks` made, `used` (with a knowledge point), `unique` compositions so far. int64 arrays of length `epochs`; about 50 bytes of memory per walk."
     rules, T, per = WalkRules(**rules), len(graph.topics), max(1, BLOCK // len(graph.topics))
+    seed = check_seed(seed)
     if check_n(epochs) < 1: raise UserError("a yield curve needs at least one epoch")
     parts = [drawn(graph, rules, seed, i, epochs) for i in range(math.ceil(epochs / per))]
     used = np.bincount(np.concatenate([p[3] for p in parts]) // T, minlength=epochs)
@@ -504,7 +527,7 @@ def without(graph, topics=(), knowledge_points=(), records=()) -> ConceptGraph:
 def restrict(graph, records=1.0, topics=1.0, knowledge_points=1.0, seed=0) -> ConceptGraph:
     "The graph of a random share (above 0, at most 1; rounded) of the records, of the topics and of the knowledge points; seeded, without replacement. Raises `UserError`."
     check_plain(graph)
-    inc, rng, n = graph.incidence, np.random.default_rng([text_hash("restrict", int(seed)), 0]), len(graph.incidence.topics)
+    inc, rng, n = graph.incidence, np.random.default_rng([text_hash("restrict", check_seed(seed)), 0]), len(graph.incidence.topics)
     for name, share in dict(records=records, topics=topics, knowledge_points=knowledge_points).items():
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1: raise UserError(f"{name}={share!r} must be a share above 0 and at most 1")
     some = lambda of, share: rng.permutation(of)[round(share * len(of)):]      # those that go
@@ -546,7 +569,7 @@ def shuffled(graph, seed=0, keep="degree") -> ConceptGraph:
     "Control: same nodes, same numbers of neighbours, same weights per sub-graph, exchanged ends. keep: 'degree', or 'strength' (every node keeps all its weights)."
     if keep not in ("degree", "strength"): raise UserError(f"keep={keep!r} must be 'degree' or 'strength'")
     check_plain(graph)
-    new = {k: shuffle_edges(g, k != "topic-kp", np.random.default_rng([text_hash("shuffle", k, int(seed)), 0]), keep == "strength") for k, g in graph.edges.items()}
+    new = {k: shuffle_edges(g, k != "topic-kp", np.random.default_rng([text_hash("shuffle", k, check_seed(seed)), 0]), keep == "strength") for k, g in graph.edges.items()}
     moved = ", ".join(f"{m} of {graph.summary()['edges'][k]} {k}" for k, (_, m) in new.items())
     return ConceptGraph(graph.topics, graph.knowledge_points, {k: g for k, (g, _) in new.items()}, graph.incidence, graph.fate, graph.min_count, f"edges shuffled keeping {keep}, seed {seed}; moved {moved}")
 
@@ -590,6 +613,6 @@ def communities(graph, seed=0, resolution=1.0) -> list:
     "Louvain communities of the whole weighted graph, largest first: dicts {topics, knowledge_points}, lists of labels, most frequent first. The same for the same seed."
     import networkx as nx
     g = graph.to_networkx()
-    found = nx.community.louvain_communities(g, weight="weight", resolution=resolution, seed=int(seed) % 2**32)
+    found = nx.community.louvain_communities(g, weight="weight", resolution=resolution, seed=check_seed(seed) % 2**32)
     named = lambda c, kind: [x for k, x in sorted((n for n in c if n[0] == kind), key=lambda n: (-g.nodes[n]["count"], n))]
     return sorted((dict(topics=named(c, "topic"), knowledge_points=named(c, "kp")) for c in found), key=lambda c: (-len(c["topics"]) - len(c["knowledge_points"]), c["topics"]))

@@ -135,6 +135,44 @@ def test_rules(seed, revisit, topic_steps, kp_steps, alpha, dead_end):
 
 SMALL = ConceptGraph.build(synthetic_records(300, 25, 90, seed=1))
 
+def reachable(graph):
+    "All compositions that a walk by the default rules can make, by sets of (labels so far, place)."
+    near = {k: [e.row(i)[0].tolist() or [i] * (k != "topic-kp") for i in range(e.rows)] for k, e in graph.edges.items()}
+    def walks(first, kind, fewest, most):
+        states, out = {(frozenset([first]), first)}, set()
+        for i in range(most + 1):
+            out |= states if i >= fewest else set()
+            states = {(s | {v}, v) for s, u in states for v in near[kind][u]}
+        return out
+    topics = {}
+    for t in range(len(graph.topics)):
+        for s, u in walks(t, "topic-topic", 1, 2):
+            for k in near["topic-kp"][u]: topics.setdefault(k, set()).add(s)
+    found = {(s, p) for k in topics for p in {p for p, _ in walks(k, "kp-kp", 0, 4)} for s in topics[k]}
+    return {(tuple(sorted(graph.topics[x] for x in s)), tuple(sorted(graph.knowledge_points[x] for x in p))) for s, p in found}
+
+@pytest.mark.parametrize("size", [(3, 2, 3), (8, 3, 5), (15, 4, 6), (30, 4, 7), (40, 6, 8)])
+def test_small_graphs_yield_nearly_all_that_can_be_reached(size):
+    graph = ConceptGraph.build(synthetic_records(*size, seed=7), 1)
+    all_of_them = reachable(graph)
+    found = graph.sample(10**6, partial=True)
+    assert set(found) <= all_of_them and len(found) >= 0.985 * len(all_of_them), (len(found), len(all_of_them))
+    n = len(found) * 19 // 20
+    assert graph.sample(n) == found[:n]
+    with pytest.raises(UserError, match=f"^{len(found):,} different compositions found in .*fewer than the 1,000,000"): graph.sample(10**6)
+
+@pytest.mark.parametrize("bad", [None, "x", 1.5, True, float("nan"), [1]])
+def test_bad_seeds_and_numbers_are_named(bad):
+    for call in (SMALL.sample, SMALL.sample_arrays, SMALL.yield_curve, SMALL.uniform):
+        with pytest.raises(UserError, match="^seed=.* must be a whole number$"): call(5, seed=bad)
+    for call in (SMALL.shuffled, SMALL.restrict, SMALL.communities):
+        with pytest.raises(UserError, match="^seed=.* must be a whole number$"): call(seed=bad)
+    with pytest.raises(UserError, match="^min_yield="): SMALL.sample(5, min_yield=bad)
+    if bad is not None:
+        with pytest.raises(UserError, match="^max_epochs="): SMALL.sample(5, max_epochs=bad)
+    if bad != 1.5:
+        with pytest.raises(UserError, match="^alpha="): SMALL.sample(5, alpha="nan" if bad is True else bad)
+
 def test_labels_are_cleaned_only_when_asked():
     composed, apart = unicodedata.normalize("NFC", "Café"), unicodedata.normalize("NFD", "Café")
     records = [dict(id=i, topics=[x], knowledge_points=["k"]) for i, x in enumerate([composed, apart, " " + composed, composed + "  ", "CAFÉ.", "\u3000", ""])]
@@ -167,8 +205,8 @@ def test_bad_records_are_one_line(records, words):
 def test_a_graph_that_cannot_yield_says_so():
     one = ConceptGraph.build([dict(id=1, topics=["a"], knowledge_points=["a"])], min_count=1)
     assert one.sample(1) == [(("a",), ("a",))] and one.sample(5, partial=True) == one.sample(1)
-    with pytest.raises(UserError, match="yields 1 different compositions in .* epochs, fewer than the 2"): one.sample(2)
-    with pytest.raises(UserError, match="yields 0"): one.sample(1, dead_end="drop")
+    with pytest.raises(UserError, match="^1 different compositions found in .* epochs, fewer than the 2 .*; in the last .* epochs under 0.1 % of the walks gave a new one"): one.sample(2)
+    with pytest.raises(UserError, match="^0 different"): one.sample(1, dead_end="drop")
     assert len(SMALL.sample(10**6, partial=True, max_epochs=3)) <= 3 * len(SMALL.topics)
     lone = ConceptGraph.build([dict(id=i, topics=["a", "b"] if i < 2 else ["a"], knowledge_points=["x"] if i > 1 else []) for i in range(4)])
     assert lone.edges["topic-kp"].degree.tolist() == [1, 0] and lone.sample(1) == [(("a", "b"), ("x",))]      # "b" has no knowledge point: walks that end there are not used
