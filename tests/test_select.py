@@ -171,6 +171,17 @@ def test_bad_input_is_named(done, tmp_path):
     for k in (0, 5):
         with pytest.raises(UserError, match="1..4"): select.best_of_k(np.zeros((2, 4)), np.zeros((2, 4)), k)
 
+@pytest.mark.parametrize("k", [math.nan, None, math.inf, -math.inf, "3", True, 1.5, [2]])
+def test_bad_k_is_named(k):
+    for call in (lambda: select.best_of_k([[1, 0, 1]], [[1, 2, 3]], k), lambda: select.oracle_of_k([[1, 0, 1]], k), lambda: select.majority_of_k([[1, 0, 1]], [["1", "2", "1"]], k)):
+        with pytest.raises(UserError, match=r"^k is .*choose a whole number in 1\.\.3$"): call()
+
+@pytest.mark.parametrize("correct, scores, says", [([[1, 0], [1]], [[1, 2], [3]], "correct must be numbers"), ([[1, 0]], [["a", "b"]], "scores must be numbers"), ([[1, 0]], [[1, 2], [3]], "scores must be numbers"),
+    ([["1", "0"]], [[1, 2]], "correct must be numbers"), ([[1, None]], [[1, 2]], "correct must be numbers"), (None, [[1, 2]], "correct must be numbers"), ([[1, 0]], [[None, 1]], "scores must be numbers"), ([[1, 1j]], [[1, 2]], "correct must be numbers")])
+def test_bad_arrays_are_named(correct, scores, says):
+    with pytest.raises(UserError, match=f"^{says}"): select.best_of_k(correct, scores, 1)
+    assert select.best_of_k([[True, False]], np.array([[2, 1]], np.int8), np.int64(1)) == 0.5 == select.best_of_k([[1, 0]], [[2, -math.inf]], 1.0)
+
 def test_a_tokenizer_with_a_chat_template_and_without_padding(done, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(done[1]["base"].path, base)
