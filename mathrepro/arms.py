@@ -54,9 +54,11 @@ class TrainRow:
     origin: str     # "gold" or "sampled"
 
 def gold_rows(ctx, problems:Path, fraction:float=1.0, seed:int=0):
-    "Stage: rows.parquet with the gold solutions of a random fraction of the problems (nested: smaller fractions are subsets of larger ones)."
+    "Stage: rows.parquet with the gold solutions of a random fraction of the problems that have one (nested: smaller fractions are subsets of larger ones). UserError when none has."
     import random
-    rows = read_rows(problems/"problems.parquet", Problem)
+    found = read_rows(problems/"problems.parquet", Problem)
+    rows = [r for r in found if r.solution.strip()]
+    if not rows: raise UserError(f"none of the {len(found):,} problems has a worked solution to learn from (answers alone are no training rows); add a set with solutions, for instance gsm8k")
     order = random.Random(f"fraction/{seed}").sample(range(len(rows)), len(rows))[:max(1, round(fraction*len(rows)))]
     write_table(ctx.out/"rows.parquet", [TrainRow(rows[i].id, rows[i].problem, rows[i].solution, "gold") for i in sorted(order)], TrainRow)
 

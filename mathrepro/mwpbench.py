@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MATH_TOPICS', 'COLLEGE_TOPICS', 'PARTS', 'PART_OF', 'FIELDS', 'WHOLE', 'CAP', 'LAST_NUMBER', 'DROPPED', 'RESPELT',
            'RELEASED', 'STOPS', 'Part', 'part_of', 'places', 'locate', 'numbered', 'checked', 'read_once', 'bench_rows',
-           'to_problems', 'topic_of', 'to_row', 'load_part', 'at_hand', 'status', 'bench_problems', 'task_scores',
-           'Averages', 'as_pair', 'merged', 'averages', 'level_names', 'by_level', 'level_scores', 'closed_box', 'tail',
+           'to_problems', 'topic_of', 'to_row', 'load_part', 'at_hand', 'status', 'parts_named', 'sets_of',
+           'need_files', 'in_set', 'set_rows', 'load_sets', 'task_scores', 'Averages', 'as_pair', 'merged', 'averages',
+           'solved', 'by_set', 'set_scores', 'level_names', 'by_level', 'level_scores', 'closed_box', 'tail',
            'released_extract', 'brace_pieces', 'frac_braces', 'root_braces', 'slash_fraction', 'normal_form',
            'is_float', 'released_same', 'breaks', 'released_judge', 'released', 'fraction_of', 'wrong_forms',
-           'right_forms', 'changed', 'checker_audit', 'audit_golds', 'cut_by_stops', 'plain_text', 'overlaps',
-           'sets_at_hand', 'overlap_table']
+           'right_forms', 'changed', 'checker_audit', 'rows_at_hand', 'audit_golds', 'cut_by_stops', 'plain_text',
+           'overlaps', 'sets_at_hand', 'overlap_table']
 
 # %% ../nbs/43_mwpbench.ipynb #9c296fa1
 import json, os, re, unicodedata
@@ -168,12 +169,57 @@ def status() -> list:
     return [line(p, split) for p in PARTS.values() for split in ("train", "test") if getattr(p, split)]
 
 # %% ../nbs/43_mwpbench.ipynb #e77bde3b
-def bench_problems(ctx, parts: list, split: str = "test", n: int = None):
-    "Stage: problems.parquet of some parts of MWPBench, the first `n` of each; ids carry the part's name, since sets overlap."
-    rows = [(name, p) for name in parts for p in load_part(name, split, n)]
-    whole = [Problem(f"{name}/{p.id}", p.problem, p.solution, p.answer, name, split, json.dumps({**json.loads(p.meta), "data_topic": topic_of(p)}, ensure_ascii=False)) for name, p in rows]
-    write_table(ctx.out / "problems.parquet", whole, Problem)
+def parts_named(text: str, split: str) -> list:
+    "(name, `Part`) of a comma-separated list; an empty text is every part of Table 1 that has rows in the split. Raises `UserError` as `part_of`, and for a part without rows."
+    if split not in WHOLE: raise UserError(f"MWPBench has no split {split!r}; it has {' and '.join(WHOLE)}")
+    chosen = [part_of(name.strip()) for name in text.split(",")] if text else [p for p in PARTS.values() if getattr(p, split) and not p.extra]
+    for p in chosen:
+        if not getattr(p, split): raise UserError(f"MWPBench's {p.title} has no {split} rows (Table 1); leave {p.name} out")
+    return [(p.name, p) for p in chosen]
 
+# %% ../nbs/43_mwpbench.ipynb #1bcf37db
+def sets_of(dataset: str, split: str) -> dict:
+    """name -> `Part` (None: a data set of the registry) of what a text such as `gsm8k+math` or `mwpbench:gsm8k,tal-scq+svamp` names, in its order.
+    Raises `UserError`: an unknown name (with the nearest), a set named twice, the world or model outputs among them."""
+    out = {}
+    for name, colon, parts in (text.strip().partition(":") for text in str(dataset).split("+")):
+        if name != "mwpbench" and (colon or name not in datasets.REGISTRY): raise UserError(f"unknown data set {name + colon + parts!r}{nearest(name, [*datasets.REGISTRY, 'mwpbench'])}")
+        if colon and not parts.strip(): raise UserError("mwpbench: names no part; say mwpbench for all, or for instance mwpbench:gsm8k,math")
+        if name != "mwpbench" and datasets.spec_of(name, split)[0].kind != "problems": raise UserError(f"{name} cannot stand among several sets; it holds no fixed list of problems")
+        for key, part in parts_named(parts, split) if name == "mwpbench" else [(name, None)]:
+            if key in out: raise UserError(f"{key} is named twice in {dataset!r}; name each set once")
+            out[key] = part
+    return out
+
+# %% ../nbs/43_mwpbench.ipynb #29fd648d
+def need_files(sets: dict, split: str):
+    "Raises `UserError` that names every part whose rows are nowhere on this machine, and where they would have to be; data sets of the registry may come from the hub."
+    absent = [p for p in sets.values() if p and not p.dataset and not locate(p, split)]
+    if absent: raise UserError(f"MWPBench, split {split}: no rows of {', '.join(p.name for p in absent)}; put the authors' file at $MATHREPRO_DATA/{places(absent[0], split)[2]}, "
+                               f"or the rows of each part at $MATHREPRO_DATA/{places(absent[0], split)[0].replace(absent[0].name, '<part>')}" + ("" if os.environ.get("MATHREPRO_DATA") else " (MATHREPRO_DATA is not set)"))
+
+def in_set(p: Problem, name: str) -> Problem:
+    "A problem as one of several sets: `source` is the set and starts the id; `data_topic` is added to the meta of a part of MWPBench."
+    meta = {**json.loads(p.meta), **({"data_topic": topic_of(p)} if name in PARTS else {})}
+    return Problem(f"{name}/{p.id}", p.problem, p.solution, p.answer, name, p.split, json.dumps(meta, ensure_ascii=False))
+
+# %% ../nbs/43_mwpbench.ipynb #c0cfab6e
+def set_rows(name: str, part: "Part | None", split: str, strict=True) -> list:
+    "Problems of one of several sets. Released training rows have no solutions, so a part that the registry has at hand comes from there."
+    if part and split == "train" and part.dataset and datasets.locate(part.dataset, split): part, name = None, part.dataset
+    return load_part(name, split, strict=strict) if part else datasets.load(name, split, strict=strict)
+
+def load_sets(ctx, dataset: str, split: str, n: int = None, seed: int = None, options: dict = None, hold_out: dict = None):
+    """Stage: problems.parquet of several sets (`sets_of`), one after the other. `n`, `seed`: the first n of all, or with a seed n at random; `hold_out`: as `arms.load_problems`;
+    `options`: {"strict": False} lets row counts differ from the published ones."""
+    sets, strict = sets_of(dataset, split), (options or {}).get("strict", True)
+    if set(options or {}) - {"strict"}: raise UserError(f"options {', '.join(sorted(options))}: {dataset} takes strict only; the others are the world's")
+    need_files(sets, split)
+    rows = [in_set(p, name) for name, part in sets.items() for p in set_rows(name, part, split, strict)]
+    if hold_out: rows = datasets.validation_split(rows, hold_out["fraction"], hold_out["seed"])[("train", "valid").index(hold_out["part"])]
+    write_table(ctx.out / "problems.parquet", datasets.take(rows, n, seed, dataset), Problem)
+
+# %% ../nbs/43_mwpbench.ipynb #e81b4555
 def task_scores(scores, problems) -> dict:
     "data_topic -> list of 0/1 in the order of `problems`, from `Score` rows (one per problem)."
     right, out = {s.problem_id: s.verdict == "right" for s in scores}, {}
@@ -225,6 +271,34 @@ def averages(scores: dict, as_: str = "paper", without=()) -> Averages:
     if {"math", "agieval-math"} <= set(sets): notes.append("AGIEval-Math is part of the MATH test set: its items count twice")
     if as_ == "code" and "ape210k" in sets and sets["ape210k"][1] == CAP: notes.append("Ape210k: the first 2,000 items only")
     return Averages(sum(a * n for a, n in sets.values()) / items, sum(a for a, _ in sets.values()) / divisor, items, divisor, sets, tuple(notes))
+
+# %% ../nbs/43_mwpbench.ipynb #188b559b
+def solved(answers, problems) -> tuple:
+    "(array seeds × problems of 0/1 in file order, the task of each: its `data_topic`, else its data set) from finished `solve` stages, one per seed, and the problems they answered."
+    from mathrepro.evaluate import score_matrix
+    rows = read_rows(Path(getattr(problems, "path", problems)) / "problems.parquet", Problem)
+    matrix, ids = score_matrix([s.table("scores.parquet") for s in answers])
+    at = {i: k for k, i in enumerate(ids)}
+    return matrix[:, [at[p.id] for p in rows]], [json.loads(p.meta).get("data_topic", p.source) for p in rows]
+
+def by_set(answers, problems) -> dict:
+    "set -> array seeds × its problems of 0/1; the topics of a part are one set."
+    matrix, tasks = solved(answers, problems)
+    own = [PART_OF.get(t, t) for t in tasks]
+    return {s: matrix[:, [o == s for o in own]] for s in dict.fromkeys(own)}
+
+# %% ../nbs/43_mwpbench.ipynb #8ad1ab7a
+def set_scores(answers, problems, of: str = "macro", as_: str = "paper"):
+    """Array seeds × items whose mean is the micro or macro average that `averages` defines. Raises `UserError` for the code's average over sets that are not MWPBench's."""
+    import numpy as np
+    if of not in ("micro", "macro"): raise UserError(f'of is "micro" or "macro", not {of!r}')
+    matrix, tasks = solved(answers, problems)
+    rule = averages({t: (0.0, k) for t, k in Counter(tasks).items()}, as_) if as_ == "code" else None
+    seen, sets = Counter(), [PART_OF.get(t, t) for t in tasks]
+    keep = [i for i, t in enumerate(tasks) if not seen.update([t]) and (rule is None or seen[t] <= CAP)]
+    size = Counter(sets[i] for i in keep)
+    weight = [len(keep) / ((rule.divisor if rule else len(size)) * size[sets[i]]) if of == "macro" else 1.0 for i in keep]
+    return matrix[:, keep] * np.array(weight)
 
 # %% ../nbs/43_mwpbench.ipynb #792068e2
 def level_names(problems) -> dict:
@@ -396,11 +470,16 @@ def checker_audit(golds, grader=released) -> list:
     return sorted(rows.values(), key=lambda r: not r["right"])
 
 # %% ../nbs/43_mwpbench.ipynb #ffc09508
+def rows_at_hand(name: str, split: str = "test") -> list:
+    "`Problem` rows of a part as they are, whatever their number; empty without a file, or when a file for all parts holds none of it."
+    path = locate(part_of(name), split)
+    return to_problems(bench_rows(path), part_of(name), split) if path else load_part(name, split, strict=False) if at_hand(name, split) else []
+
 def audit_golds() -> dict:
     "name -> gold answers for `checker_audit`, of what is at hand: GSM8K, MATH as it is, CollegeMath or else MATH's formulas in `$…$`. Empty without data."
     out = {}
     for name in ("gsm8k", "math", "college-math"):
-        if at_hand(name): out[PARTS[name].title] = [p.answer for p in load_part(name, strict=False)]
+        if rows := rows_at_hand(name): out[PARTS[name].title] = [p.answer for p in rows]
     if "MATH" in out and "CollegeMath" not in out: out["MATH, formulas in $…$"] = [g if is_float(g.replace(",", "")) else f"${g}$" for g in out["MATH"]]
     return out
 

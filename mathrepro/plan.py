@@ -6,16 +6,17 @@
 __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 'REQUESTS', 'SCALEQUEST', 'SCALEQUEST_NOTES',
            'UNTUNED', 'SINGLE', 'FILTERS', 'WRITERS', 'JIUZHANG', 'JIUZHANG_NOTES', 'JIUZHANG_MODELS', 'JIUZHANG_TOOLS',
            'JIUZHANG_RUNS', 'JIUZHANG_TOKENS', 'JIUZHANG_TRIES', 'JIUZHANG_TRUE', 'MODELS', 'WHY', 'Device',
-           'device_of', 'figure', 'Work', 'seconds', 'money', 'parameters_of', 'weight', 'rows_of', 'lengths',
-           'gpus_of', 'training', 'answering', 'tally', 'kept_of', 'rft_fits', 'rft', 'published', 'rft_beside',
-           'beside_row', 'asking', 'mathscale_data', 'mathscale', 'mathscale_works', 'scalequest_settings', 'laid_over',
-           'not_used', 'scalequest_set', 'short', 'scalequest_rows', 'scalequest_rest', 'scalequest_beside',
-           'scalequest_arms', 'scalequest_counts', 'scalequest_study', 'held_out', 'drawing', 'scalequest_writers',
-           'scalequest_screening', 'scalequest_heads', 'scalequest_answers', 'scalequest', 'jiuzhang', 'jiuzhang_set',
-           'jiuzhang_students', 'jiuzhang_beside', 'jiuzhang_asked', 'jiuzhang_drawn', 'jiuzhang_counts',
-           'jiuzhang_study', 'jiuzhang_values', 'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'short_number',
-           'text_table', 'total', 'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums',
-           'predicted_vs_actual', 'Phase', 'phases_of', 'cost_table', 'planned_and_actual']
+           'device_of', 'figure', 'Work', 'seconds', 'money', 'parameters_of', 'weight', 'dataset_of', 'set_rows',
+           'rows_of', 'lengths', 'lengths_of', 'gpus_of', 'training', 'answering', 'tally', 'kept_of', 'gain_pair',
+           'rft_fits', 'rft', 'published', 'rft_beside', 'beside_row', 'asking', 'mathscale_data', 'mathscale',
+           'mathscale_works', 'scalequest_settings', 'laid_over', 'not_used', 'scalequest_set', 'short',
+           'scalequest_rows', 'scalequest_rest', 'scalequest_beside', 'scalequest_arms', 'scalequest_counts',
+           'scalequest_study', 'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
+           'scalequest_answers', 'scalequest', 'jiuzhang', 'jiuzhang_set', 'jiuzhang_students', 'jiuzhang_beside',
+           'jiuzhang_asked', 'jiuzhang_drawn', 'jiuzhang_counts', 'jiuzhang_study', 'jiuzhang_values',
+           'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'short_number', 'text_table', 'total', 'work_rows',
+           'assumptions', 'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase', 'phases_of',
+           'cost_table', 'planned_and_actual']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
 import json, math, re
@@ -112,14 +113,32 @@ TOKENS = {  # data: (tokens of a problem, of an answer, source)
     "world": (42, 42, "measured: the cpu profile of rft"), "levels": (59, 61, "measured: the cpu profile of mathscale"),
     "gsm8k": (66, 130, "RFT, App. E"), "math": (54, 154, "measured: the first 600 problems of MATH test, SmolLM2's tokenizer")}
 
+def dataset_of(data:dict, part:str)->str: "The data set, or the sets, of a part: its own, else the common one."; return data[part].get("dataset") or data["dataset"]
+
+def set_rows(name:str, split:str)->dict:
+    "{set: published rows} of a data set, or of several in one text (`mwpbench.sets_of`); nothing for the world. Raises UserError for an unknown name."
+    if name == "world": return {}
+    if (name, split) in SIZES: return {name: SIZES[name, split]}
+    from mathrepro import datasets, mwpbench        # late: it loads numpy
+    return {s: getattr(p, split) if p else datasets.REGISTRY[s].splits[split].rows for s, p in mwpbench.sets_of(name, split).items()}
+
 def rows_of(data:dict, part:str)->int:
     "Rows of a part (train, valid, test) of the settings `data`, as far as they can be known without reading anything."
     p = data[part]
-    full, held = SIZES.get((data["dataset"], p.get("split", part)), 0), p.get("hold_out") or {}
+    full, held = sum(set_rows(dataset_of(data, part), p.get("split", part)).values()), p.get("hold_out") or {}
     if held and full: full = round(full*held["fraction"]) if held["part"] == "valid" else full - round(full*held["fraction"])
     return min(p.get("n") or full, full) if full else p.get("n") or 0
 
-def lengths(data:str)->tuple: "(tokens of a problem, of an answer); GSM8K's for unknown data."; return TOKENS.get(data, TOKENS["gsm8k"])[:2]
+# %% ../nbs/63a_plan.ipynb #b4e553a6
+def lengths(data:str)->tuple: "(tokens of a problem, of an answer) of one set; GSM8K's for unknown data."; return TOKENS.get(data, TOKENS["gsm8k"])[:2]
+
+def lengths_of(data:dict, part:str, notes:list=None)->tuple:
+    "`lengths` of a part, the mean over its sets by size; sets without figures of their own are noted."
+    name = dataset_of(data, part)
+    if name == "world": return lengths(name)
+    sets = set_rows(name, data[part].get("split", part))
+    if notes is not None and (odd := [s for s in sets if s not in TOKENS]): notes.append(f"lengths of {', '.join(odd)}: GSM8K's, for want of their own")
+    return tuple(sum(n*lengths(s)[i] for s, n in sets.items())/sum(sets.values()) for i in (0, 1))
 
 # %% ../nbs/63a_plan.ipynb #1b4a72f4
 def gpus_of(sft:dict)->int:
@@ -151,6 +170,14 @@ def kept_of(k:int, world:bool)->float:
     "Paths kept per question of k samples: RFT's Table 2, or what the cpu profile measured."
     return (0.72 if world else 1.17)*k**0.33
 
+def gain_pair(ladder)->tuple:
+    "The base models that the study also trains on a quarter of the rows (`papers.rft.gain_pair`, without its imports)."
+    if not all(b.startswith("world:") for b in ladder): return ladder[0], ladder[-1]
+    losses = json.loads((Path(__file__).parent/"share"/"models"/"index.json").read_text())
+    by_loss = sorted(ladder, key=lambda b: -losses[b[6:]]["loss"])
+    return by_loss[(len(by_loss) - 1)//2], by_loss[-1]
+
+# %% ../nbs/63a_plan.ipynb #8e49ad0d
 def rft_fits(p:dict, n:int)->dict:
     "{(base, rows, steps, seed): passes over rows} of all trainings; equal ones are one stage."
     e, top, base, kept = p["sft"]["epochs"], max(p["ks"]), p["base"], lambda k: kept_of(k, p["data"]["dataset"] == "world")
@@ -159,7 +186,7 @@ def rft_fits(p:dict, n:int)->dict:
         for f in p["fractions"][1:]:
             for epochs in (e, round(e/f)): fits[base, f"gold {f:g}", epochs, s] = max(1, round(f*n))*epochs
         for b in p["ladder"]: fits[b, "gold", e, s] = n*e
-        for b in (p["ladder"][0], p["ladder"][-1]): fits[b, "gold 0.25", 4*e, s] = round(n/4)*4*e
+        for b in gain_pair(p["ladder"]): fits[b, "gold 0.25", 4*e, s] = round(n/4)*4*e
     for b in p["pool"]: fits[b, "gold", e, p["seeds"][0]] = n*e
     for s in p["seeds"]:
         for k in p["ks"]: fits[base, f"k={k}", e, s] = n*(1 + kept(k))*e
@@ -170,7 +197,7 @@ def rft_fits(p:dict, n:int)->dict:
 # %% ../nbs/63a_plan.ipynb #293df552
 def rft(p:dict, notes:list)->list:
     "Work of an RFT study."
-    data, (q, a) = p["data"], lengths(p["data"]["dataset"])
+    data, (q, a) = p["data"], lengths_of(p["data"], "train", notes)
     n, test, fits, sft = rows_of(data, "train"), rows_of(data, "test"), rft_fits(p, rows_of(data, "train")), p["sft"]
     valid, vote, side = rows_of(data, "valid"), p["vote"], len(p["side_seeds"])*(len(p["fractions"]) - 1)
     notes.append(f"paths kept per question: {kept_of(max(p['ks']), data['dataset'] == 'world'):.1f} at k={max(p['ks'])} ({'measured: the cpu profile' if data['dataset'] == 'world' else 'RFT, Table 2: 1.17 k^0.33'})")
@@ -223,14 +250,16 @@ def mathscale_data(p:dict)->dict:
 def mathscale(p:dict, notes:list)->list:
     "Work of a MathScale study."
     data, sft, seeds, side, world = p["data"], p["sft"], len(p["seeds"]), len(p["side_seeds"]), p["data"]["dataset"] == "world"
-    q, a = lengths("levels" if world else data["dataset"])
+    q, a = lengths("levels") if world else lengths_of(data, "train", notes)
+    by_level = dataset_of(data, "test") == "world"
+    test_q, test_a = lengths("levels") if by_level else lengths_of(data, "test", notes)
     arms, n, e, top = mathscale_data(p), rows_of(data, "train"), sft["epochs"], max(p["sizes"])
-    test, more = rows_of(data, "test")*(7 if world else 1), p["data"]["narrow"].get("n", n) if p["data"]["narrow"] else 0
+    test, more = rows_of(data, "test")*(7 if by_level else 1), rows_of(data, "narrow") if data["narrow"] else 0
     asked = sum(math.ceil(r*p["surplus"]/k)*k for r, k, _, own in arms.values() if own)*seeds
     fits = {(p["base"], arm, s, r*e) for arm, (r, *_) in arms.items() for s in range(seeds)} | {(p["base"], "seeds", s, top*e) for s in range(seeds)} | {(p["base"], f"{r} rows", s, r*e) for r in p["sizes"][:-1] for s in range(side)}
     seeds_parts, checked = 1 + bool(more), math.ceil(p["size"]*p["surplus"])*seeds
     if not world: notes.append("tokens of requests to the teacher and of its replies: " + ", ".join("{} {} and {}".format(k, *REQUESTS["real"][k]) for k in ("concepts", "question", "check")) + "; ours, the paper prints none")
-    return mathscale_works(p, notes, dict(parts=seeds_parts, problems=n + more, asked=asked, checked=checked, fits=fits, test=test, q=q, a=a, world=world, arms=arms, seeds=seeds, side=side))
+    return mathscale_works(p, notes, dict(parts=seeds_parts, problems=n + more, asked=asked, checked=checked, fits=fits, test=test, q=q, a=a, test_q=test_q, test_a=test_a, world=world, arms=arms, seeds=seeds, side=side))
 
 # %% ../nbs/63a_plan.ipynb #adb8ae2f
 def mathscale_works(p:dict, notes:list, c:dict)->list:
@@ -243,7 +272,7 @@ def mathscale_works(p:dict, notes:list, c:dict)->list:
             ask("questions", "questions", "teacher", "question", c["asked"], own(3)), ask("checks of solutions", "checked", "judge", "check", c["checked"], c["seeds"]),
             Work("cleaning", "process", c["asked"], stages=made + 1, prefix="rows"), Work("subsets", "process", stages=(len(p["sizes"]) - 1)*c["side"], prefix="subset"),
             *training("fine-tuning", c["fits"], c["q"] + c["a"], p["sft"], notes),
-            *answering("test answers", "solve", tally((b, c["test"], 1) for b, *_ in c["fits"]), c["q"], c["a"], p["sft"], notes)]
+            *answering("test answers", "solve", tally((b, c["test"], 1) for b, *_ in c["fits"]), c["test_q"], c["test_a"], p["sft"], notes)]
 
 # %% ../nbs/63a_plan.ipynb #e5cc620b
 SCALEQUEST = dict(
@@ -321,7 +350,7 @@ def scalequest_beside(works, d:Device)->list:
 
 # %% ../nbs/63a_plan.ipynb #99460c88
 UNTUNED, SINGLE, FILTERS = 3, 2, ("language", "solvability", "difficulty", "near-duplicates")    # as in the study: questions asked without QFT per question asked with it, and of one generator per question asked of two; the filters that an arm leaves out
-WRITERS = ("no QFT", "QFT", "QPO", "QPO, length", "QPO, random", "QPO, joint")
+WRITERS = ("no QFT", "QFT", "QPO", "QPO, length-matched", "QPO, random", "QPO, joint")
 
 def scalequest_arms(p:dict)->list:
     "[(seed, kind of writer, generators, questions asked of each, rows, filtered)] of all data sets whose questions are made anew."
@@ -348,8 +377,9 @@ def scalequest_counts(p:dict)->dict:
 def scalequest_study(p:dict, notes:list)->list:
     "Work of a ScaleQuest study, all arms and seeds."
     c, sft, world = scalequest_counts(p), p["sft"], p["data"]["dataset"] == "world"
-    c |= dict(world=world, answers=c["seeds"]*c["train"]*p["k"], fresh=c["seeds"]*c["valid"]*p["k"], test=c["test"]*(len(p["data"].get("levels") or range(7)) if world else 1))
-    (q, a), long = lengths(p["data"]["dataset"]), lengths("levels" if world else p["data"]["dataset"])
+    by_level = dataset_of(p["data"], "test") == "world"
+    c |= dict(world=world, answers=c["seeds"]*c["train"]*p["k"], fresh=c["seeds"]*c["valid"]*p["k"], test=c["test"]*(len(p["data"].get("levels") or range(7)) if by_level else 1))
+    (q, a), long = lengths_of(p["data"], "train", notes), lengths("levels") if by_level else lengths_of(p["data"], "test", notes)
     notes += [f"a data set answers {p.get('spare', 2.0):g} questions per row wanted, if the filters leave so many: 51.3 % of the questions where all filters are used (ScaleQuest, Sec. 2.4); one generator named twice writes the same questions twice", "half of the problems have right and wrong answers, for the reward head to learn from: ours",
               "tokens of requests to the critic and of its replies: " + ", ".join("{} {} and {}".format(k, *REQUESTS["world" if world else "real"][k]) for k in ("rewriting", "judging")) + ("; measured: the smoke profile" if world else "; ours, the paper prints none")]
     bases = len({p["base"], *c["gens"]})
@@ -372,7 +402,7 @@ def scalequest_writers(p:dict, c:dict, q:float, a:float, notes:list)->list:
     return [*(replace(w, prefix="solver") for w in solvers), *(fit("QFT", "qft", g, seeds, n*p["qft"].get("epochs", 1), q, 6) for g in c["gens"]),
             *drawing("QPO: questions", "pool", [(s, "QFT", g, p["pairs"]) for s in p["seeds"] for g in c["gens"]], q, notes),
             asking("QPO: rewrites", "pairs pairs-joint", p["critic"] or {"engine": "world-critic"}, "rewriting", p["pairs"]*seeds*(len(c["gens"]) + 1), seeds*(len(c["gens"]) + 1), c["world"], notes),
-            *(fit("QPO: training", "qpo qpo-length qpo-random qpo-joint", g, seeds*(4 if g == first else 1), used*p["qpo"].get("epochs", 1), 2*q, 8) for g in c["gens"])]
+            *(fit("QPO: training", "qpo qpo-length-matched qpo-random qpo-joint", g, seeds*(4 if g == first else 1), used*p["qpo"].get("epochs", 1), 2*q, 8) for g in c["gens"])]
 
 # %% ../nbs/63a_plan.ipynb #58d86764
 def scalequest_screening(p:dict, c:dict, q:float, notes:list)->list:
@@ -495,7 +525,7 @@ def jiuzhang_counts(p:dict)->dict:
 def jiuzhang_study(p:dict, notes:list)->list:
     "Work of a JiuZhang3.0 study, all arms and seeds."
     c, world, sft, base = jiuzhang_counts(p), p["data"]["dataset"] == "world", p["sft"], p["base"]
-    t, (q, a), seeds, author = JIUZHANG_TOKENS["world" if world else "real"], lengths(p["data"]["dataset"]), c["seeds"], p["author"] or {"engine": "world-author"}
+    t, (q, a), seeds, author = JIUZHANG_TOKENS["world" if world else "real"], lengths_of(p["data"], "general", notes), c["seeds"], p["author"] or {"engine": "world-author"}
     notes.append(f"a text has {t['text']} tokens, a request {t['request']}, a reply {t['reply']}, a row {t['row']}: " + ("measured: 320 replies of the world's author" if world else "ours, after the means of the released rows"))
     asked, drawn, e = seeds*sum(n*m for _, n, m in c["asked"]), seeds*sum(n*m for n, m in c["drawn"].values()), p["writer"].get("epochs", sft["epochs"])
     fits = {(base, arm, s, n*(p["one_run"] if arm in JIUZHANG_RUNS else {}).get("epochs", sft["epochs"])) for arm, n in c["rows"].items() for s in range(seeds)}

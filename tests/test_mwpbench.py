@@ -61,7 +61,7 @@ def test_overlapping_parts_through_one_stage_and_both_averages(root, tmp_path):
     (root / "mwpbench/full_test.json").write_text("\n".join(map(json.dumps, rows)))
     for p in ("math", "agieval-math", "tal-scq"): assert mwpbench.load_part(p, strict=False)
     ctx = SimpleNamespace(out=tmp_path)
-    with pytest.raises(UserError, match="the paper prints"): mwpbench.bench_problems(ctx, ["tal-scq"])
+    with pytest.raises(UserError, match="the paper prints"): mwpbench.load_sets(ctx, "mwpbench:tal-scq", "test")
     with pytest.raises(UserError, match="has no row of Ape210k"): mwpbench.load_part("ape210k", strict=False)
     problems = [p for name in ("math", "agieval-math", "tal-scq") for p in mwpbench.load_part(name, strict=False)]
     problems = [Problem(f"{p.source}/{p.id}", p.problem, p.solution, p.answer, p.source, p.split, p.meta) for p in problems]
@@ -110,7 +110,7 @@ def test_the_check_never_raises_on_model_text():
 def test_world_benchmark_is_a_stage_and_scores_come_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("MATHREPRO_HOME", str(tmp_path))
     run = Run("levels", workers=1, threads=1)
-    stage = run.stage("test", mwpbench.world_benchmark, n=20, levels=["elementary", "college", "large numbers"], seed=3)
+    stage = run.stage("test", levels.world_benchmark, n=20, levels=["elementary", "college", "large numbers"], seed=3)
     run.compute([stage])
     problems = read_rows(stage.path / "problems.parquet", Problem)
     assert len(problems) == 60 and list(stage.json("levels.json")) == ["elementary", "college", "large numbers"]

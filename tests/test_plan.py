@@ -138,6 +138,18 @@ def test_scalequest_paper_plans_one_data_set():
     assert any("not the arms and seeds of the study" in n for n in ours.notes) and len(ours.works) == len(theirs.works) and len(ours.beside) == 9
     assert [r["row"] for r in ours.beside] == [r["row"] for r in theirs.beside] and abs(hours(ours)/hours(theirs) - 1) < .01
 
+def test_several_sets_are_counted_and_stay_fast():
+    rows = lambda *more: next(w.samples for w in plan("mathscale", "paper", more).works if w.prefix == "solve")
+    nine, ten, two = rows(), rows("data.test.dataset=mwpbench"), rows("data.test.dataset=gsm8k+math")
+    assert nine/ten == 17470/18408 and two/ten == 6319/18408
+    seeds = {w.prefix: w.samples for w in plan("mathscale", "paper").works}["concepts"]
+    assert seeds == 20857 - round(.05*20857) + 7473 + 7474 - round(.05*(7473 + 7474))     # and the narrow ones
+    assert any("lengths of college-math" in n for n in plan("mathscale", "paper").notes)
+    _, took = timed("mathscale", "--profile", "paper", "-p", "data.test.dataset=mwpbench:gsm8k,agieval-sat+svamp")
+    assert took < 1
+    r = mathrepro("plan", "mathscale", "--profile", "paper", "-p", "data.test.dataset=gsm8k+mwpbench:tal-scp")
+    assert r.returncode == 2 and "did you mean tal-scq?" in r.stderr and len(r.stderr.splitlines()) == 1
+
 def test_cost_table_of_a_run(tmp_path):
     from mathrepro.runs import Run
     from stages_for_tests import note

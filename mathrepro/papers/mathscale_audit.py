@@ -197,7 +197,7 @@ def audit_stops()->dict:
     "Worked solutions that the released driver's stop strings would cut."
     lines = []
     for name, split in (("gsm8k", "train"), ("gsm8k", "test"), ("math", "test")):
-        texts = [p.solution for p in mwpbench.load_part(name, split, strict=False) if p.solution] if mwpbench.at_hand(name, split) else []
+        texts = [p.solution for p in mwpbench.rows_at_hand(name, split) if p.solution]
         cut = [t for t in texts if mwpbench.cut_by_stops(t) != t]
         if texts: lines.append(claims.Check(f"{mwpbench.PARTS[name].title} {split}", not cut, f"{len(cut)} of {len(texts):,} worked solutions are cut"))
     return {"audit-stop-words": lines or NO_FILES}

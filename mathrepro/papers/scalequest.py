@@ -41,7 +41,7 @@ class Study(base.Study):
     sizes: list = field(default_factory=list)        # rows of the scaling curve
     few: list = field(default_factory=list)          # seeds of the scaling curve, of single generators and of single filters left out
     surplus: float = 2.0; spare: float = 2.0         # questions sampled, and answered, per row wanted
-    world = property(lambda self: self.data["dataset"] == "world")
+    world = property(lambda self: self.data["dataset"] == "world"); by_level = property(lambda self: base.dataset_of(self.data, "test") == "world")   # the latter: tested on levels
 
 FULL, TUNED = "ScaleQuest", ("no QFT", "QFT", "QPO")
 
@@ -63,7 +63,7 @@ def declare_seeds(study):
     "Stages: seed problems, test set, unseen problems; the seeds' gold rows."
     part = study.data["test"]
     named = {"levels": study.data["levels"]} if study.data.get("levels") else {}
-    study.extra["test"] = base.problems(study, "test") if not study.world else study.run.stage("data/test", levels.world_benchmark, **{k: part[k] for k in ("n", "split", "seed")}, **named)
+    study.extra["test"] = base.problems(study, "test") if not study.by_level else study.run.stage("data/test", levels.world_benchmark, **{k: part[k] for k in ("n", "split", "seed")}, **named)
     for name in ("train", "valid"): study.extra[name] = base.problems(study, name)
     study.extra["gold"] = study.run.stage("rows/seeds", arms.gold_rows, problems=study.extra["train"])
 
@@ -195,10 +195,10 @@ def declare_students(study):
 
 # %% ../../nbs/72_papers_scalequest.ipynb #95c37982
 def accuracy(study, arm:str):
-    "Array seeds × problems of an arm whose mean is its macro average over the in-domain levels (in the world; else the plain accuracy)."
-    from mathrepro.mwpbench import level_scores
+    "Array seeds × problems of an arm whose mean is its macro average over the in-domain levels, or over the sets of the test set (one set: its plain accuracy)."
+    from mathrepro.mwpbench import level_scores, set_scores
     answers = [study.answers[arm, s] for s in base.seeds_of(study, arm)]
-    return level_scores(answers, study.extra["test"], "in-domain") if study.world else arms.accuracies(answers)
+    return level_scores(answers, study.extra["test"], "in-domain") if study.by_level else set_scores(answers, study.extra["test"])
 
 def main_arms(study)->list:
     "The compared arms, in the order of the table."
@@ -209,7 +209,7 @@ def arms_table(study)->list: "Rows, steps and accuracy of the compared arms."; r
 def contrasted(study, claim:str, names, weights, label:str)->dict:
     "A weighted comparison of several arms; adds its evidence."
     d = stats.contrast([accuracy(study, a) for a in names], weights)
-    base.add(study, claim, d, "#comparisons")
+    base.add(study, claim, d, "#comparisons", arms=d.means if claim == "filters-replace-qpo" else ())      # a gain less another
     return {"comparison": label, "difference, points": base.points(d), "p (one-sided)": d.p_greater}
 
 # %% ../../nbs/72_papers_scalequest.ipynb #e51fe98d
