@@ -102,9 +102,14 @@ _SAYS = re.compile(r"(?P<echo>\bsolvable\b[^.\n]{0,8}(?:/|\||,|\bor\b)[^.\n]{0,4
     r"|(?P<no>\b(?:(?:not|isn't|is n't|never|non) ?-?(?:\w+ )?(?:be )?(?:solvable|solved|answerable|answered|well-?(?:posed|defined)|valid)|(?:cannot|can't|can not|could not) (?:be )?(?:\w+ )?(?:solved?|answered|determined?)|un-?solvable|insolvable|unanswerable|ill-?(?:posed|defined)|insufficient|invalid|impossible)\b|^\W*(?:no|false)\b)"
     r"|(?P<yes>\b(?:solvable|answerable|well-?(?:posed|defined)|valid|can (?:be )?(?:\w+ )?(?:solved|answered))\b|^\W*(?:yes|true)\b)", re.I)
 
+_YESNO = r"(?:(?P<{0}no>no|false|not (?:solvable|answerable)|unsolvable|unanswerable)|yes|true|solvable|answerable)"
+_BOTH = re.compile(r"^\W*(?:it(?: is|'s) )?(?:both )?" + _YESNO.format("a") + r"[\s,;/.]+(?:(?:and|but|or|yet|also)[\s,]+){0,2}" + _YESNO.format("b") + r"(?=\s*(?:[.,;!()\-]|$))", re.I)
+
 def _said(line:str):
-    "Verdict of one line, or None."
-    m = _SAYS.search(line[:200].replace("’", "'"))
+    "Verdict of one line, or None; 'unknown' when it says yes and no."
+    line = line[:200].replace("’", "'")
+    m, both = _SAYS.search(line), _BOTH.match(line)
+    if both and m and m.lastgroup != "echo" and bool(both["ano"]) != bool(both["bno"]): return "unknown"
     return dict(unknown="unknown", no="not solvable", yes="solvable").get(m.lastgroup) if m else None
 
 # %% ../nbs/26a_rewrites.ipynb #d7730834
