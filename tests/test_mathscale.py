@@ -21,7 +21,7 @@ def results(tmp_path_factory):
 
 def test_smoke_gives_every_claim_a_verdict(results):
     got = {v["id"]: v["verdict"] for v in results["claims"]}
-    assert len(got) == 53 and set(got.values()) <= {"supported", "contradicted", "inconclusive", "not run"}
+    assert len(got) == 54 and set(got.values()) <= {"supported", "contradicted", "inconclusive", "not run"}
     assert all(got[v["id"]] == "not run" for v in results["claims"] if v["tier"] == "B" and v["id"] != "decontamination"), "smoke is too small for a verdict on training"
     assert got["decontamination"] in ("supported", "contradicted") and got["audit-micro"] == "contradicted" and got["audit-icml-gain"] == "supported"
 

@@ -254,6 +254,7 @@ def coverage_table(study)->list:
     for claim, a in (("coverage-over-random", "random"), ("coverage-over-shuffled", "shuffled"), ("coverage-half-points", "half the knowledge points")): base.add(study, claim, stats.paired_difference(got["graph"], got[a]), "#coverage")
     seen = traces.pairs_of(traces.row_points(questions.read_records(study.extra["labels", "train"].path)))
     new = np.array([p not in seen for p in pairs])
+    if new.any(): base.add(study, "coverage-new-over-random", stats.paired_difference(got["graph"][:, new], got["random"][:, new]), "#coverage")
     part = lambda a, mask: base.interval(got[a][:, mask]) if mask.any() else None
     return [{"compositions": a, "pairs of unseen problems, %": part(a, new | True), "of these, not in any seed, %": part(a, new)} for a in arms_]
 
@@ -269,21 +270,15 @@ def diversity_table(study)->list:
 
 # %% ../../nbs/71_papers_mathscale.ipynb #0cb0ce67
 def decontamination(study)->list:
-    "Checks for the claim `decontamination`: planted copies of test questions are found, and no arm's rows hold a test question."
-    from mathrepro.filters import contaminated
+    "Checks for the claim `decontamination`."
     test = [p.problem for p in read_rows(study.extra["test"].path/"problems.parquet", Problem)]
-    changed = [" ".join(t.upper().split()).replace(".", " .") for t in test]
-    rows = {a: [r.problem for r in read_rows(study.rows[a, s].path/"rows.parquet", arms.TrainRow)] for (a, s) in study.rows}
-    exact = {" ".join(t.lower().split()) for t in test}
-    left = sum(" ".join(t.lower().split()) in exact for texts in rows.values() for t in texts)
-    n = study.clean["ngram"]
-    checks = [claims.check(f"{what} of {len(test):,} test questions found", sum(contaminated(texts, test, n=n)), len(test), 0, 0) for what, texts in (("planted copies", test), ("planted copies in other letters and spacing", changed))]
-    return [*checks, claims.check(f"test questions among the rows of {len(rows)} arms", left, 0, 0, 0)]
+    rows = {k: [r.problem for r in read_rows(stage.path/"rows.parquet", arms.TrainRow)] for k, stage in study.rows.items()}
+    return base.decontamination(study, test, rows, study.clean["ngram"])
 
 def verdicts(study)->list:
     "Verdicts on all claims of `params/mathscale/claims.yaml`."
     found = {"decontamination": decontamination(study)}
-    return base.verdicts(study, "mathscale", [*base.audit_evidence(found, study.profile), *audit.audits(study.profile)])
+    return base.verdicts(study, "mathscale", [*base.audit_evidence(found, study.profile, {"decontamination": "own data"}), *audit.audits(study.profile)])
 
 # %% ../../nbs/71_papers_mathscale.ipynb #c92c8e19
 def concept_graph(study, keep=None):
