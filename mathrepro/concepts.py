@@ -385,6 +385,7 @@ def check_patience(max_epochs, min_yield):
     if max_epochs is not None and (isinstance(max_epochs, bool) or not isinstance(max_epochs, (int, np.integer)) or max_epochs < 1): raise UserError(f"max_epochs={max_epochs!r} must be a whole number of at least 1, or None")
     if isinstance(min_yield, bool) or not isinstance(min_yield, (int, float)) or not 0 < min_yield < 1: raise UserError(f"min_yield={min_yield!r} must be a share above 0 and below 1")
 
+# %% ../nbs/52_concepts.ipynb #5e15d8e6
 def drawn(graph, rules, seed, index, max_epochs) -> list:
     "[topic sets, point sets, walker, place] of one block, up to the last epoch allowed."
     b = walk_block(graph, rules, seed, index)

@@ -116,6 +116,7 @@ class Screen(io.RawIOBase):
         self.page[:len(text)] = BLANK[:len(text)]
         send(text)
 
+# %% ../nbs/12b_confined.ipynb #570c79e9
 def send(text, fd=1, write=os.write)->int:
     "Write all of it."
     text = memoryview(text).cast("B")

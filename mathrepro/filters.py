@@ -360,6 +360,7 @@ def with_signs(texts) -> Rows:
     np.add.at(rows.values, at, finish(h.values[sign] + (place[at] - sign).astype(np.uint64)))
     return rows
 
+# %% ../nbs/53_filters.ipynb #ff1f4d2d
 def hashed(texts, how=word_hashes) -> Rows:
     "`word_hashes` (or `with_signs`) of any number of texts, slice by slice."
     parts = [how(part) for _, part in slices(texts)]

@@ -105,6 +105,7 @@ def check_request(**numbers):
         if n is None and name in ("workers", "truncate", "cpu_seconds"): continue
         if isinstance(n, bool) or not isinstance(n, kind) or not low <= n <= high: raise UserError(f"{name} is {n!r}; a {'whole ' * (kind is Integral)}number from {low} to {high} is needed")
 
+# %% ../nbs/12_programs.ipynb #532bacd5
 def run_all(codes, backend, limits, workers, truncate, progress)->list:
     "The programs through the pool; whatever interrupts this leaves no process behind."
     found = [None] * len(codes)

@@ -240,6 +240,7 @@ def _unlocked(path) -> bool:
     path.unlink(); unlock(fd)
     return True
 
+# %% ../nbs/03b_store.ipynb #9636d41e
 def tidy(home=None, delete=False) -> str:
     "What `prune` finds, in words; with delete=True it is removed."
     home = Path(home or config.home())

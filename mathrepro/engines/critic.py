@@ -6,7 +6,7 @@
 __all__ = ['FAULTS', 'DEFECTS', 'LESS', 'SPOIL', 'WHY', 'TITLES', 'READ', 'Sentence', 'sentence', 'sentences', 'step_of', 'even',
            'after', 'outcome', 'fault', 'solvable', 'difficulty', 'Defective', 'defective', 'chained', 'final_kind',
            'extended', 'repaired', 'reworded', 'padded', 'rewrite', 'chance', 'judged', 'rated', 'shaped', 'damaged',
-           'reply', 'WorldCritic']
+           'reply', 'WorldCritic', 'check_noise']
 
 # %% ../../nbs/34d_engines_critic.ipynb #5d9d53d9
 import re
@@ -378,9 +378,12 @@ class WorldCritic(ScriptedEngine):
     essay: float = 0.02; refused: float = 0.01   # replies that talk about something else; that decline
     malformed: float = 0.02      # replies that break off
     model: str = "world-critic"
-    def __post_init__(self):
-        super().__post_init__()
-        if not is_number(self.rating_noise) or not 0 <= self.rating_noise < float("inf"): raise UserError(f"{self.model}: rating_noise is {self.rating_noise!r}; it must be a number of steps, 0 or more")
+    def __post_init__(self): super().__post_init__(); check_noise(self)
     def replies(self, prompt):
         request, luck = asked_rewrite(prompt), row_seed(-1, prompt, 0)   # the judge's stubborn luck is the prompt's
         return lambda rng: reply(self, request, rng, Random(luck))
+
+# %% ../../nbs/34d_engines_critic.ipynb #fd8a2fed
+def check_noise(t):
+    "UserError unless `rating_noise` is a number of steps."
+    if not is_number(t.rating_noise) or not 0 <= t.rating_noise < float("inf"): raise UserError(f"{t.model}: rating_noise is {t.rating_noise!r}; it must be a number of steps, 0 or more")

@@ -47,6 +47,7 @@ class ScriptedEngine:
     def generate(self, prompts, n=1, temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=256, stop=(), seed=0, progress=None):
         return answer(self, prompts, n, temperature, max_new_tokens, check_request(prompts, n, temperature, top_p, top_k, max_new_tokens, stop), seed, progress)
 
+# %% ../../nbs/33b_engines_scripted.ipynb #074e58af
 def answer(e, prompts, n, temperature, max_new_tokens, stop, seed, progress)->list:
     "Completions of all prompts; see `Engine.generate`."
     out, start = [], time.perf_counter()

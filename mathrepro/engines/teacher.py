@@ -6,8 +6,8 @@
 __all__ = ['SWAPS', 'LABELS', 'LINKS', 'TRIES', 'DELTAS', 'FORMATS', 'OPENERS', 'CLOSERS', 'TITLES', 'REFUSALS', 'ESSAY',
            'READERS', 'STRANGE', 'ANSWERS', 'synonyms', 'flat', 'concept_of', 'bridges', 'gap', 'orders', 'linked',
            'numbered', 'worded', 'start_number', 'compose', 'whole', 'mistaken', 'spoiled', 'block', 'shaped',
-           'damaged', 'WorldTeacher', 'true_concepts', 'noisy', 'name_concepts', 'wanted_points', 'others', 'copied',
-           'drafted', 'write_question', 'review', 'right_answer', 'reply', 'judge_question']
+           'damaged', 'WorldTeacher', 'check_links', 'true_concepts', 'noisy', 'name_concepts', 'wanted_points',
+           'others', 'copied', 'drafted', 'write_question', 'review', 'right_answer', 'reply', 'judge_question']
 
 # %% ../../nbs/34c_engines_teacher.ipynb #2dec5052
 import json, re
@@ -219,12 +219,13 @@ class WorldTeacher(ScriptedEngine):
     wrong_correction: float = 0.13  # corrections that are wrong
     slips: float = 0.5              # wrong solutions with an arithmetic slip, the others misread the problem
     max_links: int = 2; model: str = "world-teacher"
-    def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.max_links, bool) or not isinstance(self.max_links, int) or self.max_links < 0: raise UserError(f"{self.model}: max_links is {self.max_links!r}; it must be 0 or more")
-    def replies(self, prompt):
-        request = asked(prompt)
-        return lambda rng: reply(self, request, rng)
+    def __post_init__(self): super().__post_init__(); check_links(self)
+    def replies(self, prompt): request = asked(prompt); return lambda rng: reply(self, request, rng)
+
+# %% ../../nbs/34c_engines_teacher.ipynb #2d50d50d
+def check_links(t):
+    "UserError unless `max_links` is a whole number, 0 or more."
+    if isinstance(t.max_links, bool) or not isinstance(t.max_links, int) or t.max_links < 0: raise UserError(f"{t.model}: max_links is {t.max_links!r}; it must be 0 or more")
 
 # %% ../../nbs/34c_engines_teacher.ipynb #4c61a2dd
 STRANGE = tuple(f"{a} {b}" for a in "advanced basic discrete applied linear nested inverse modular abstract cyclic".split() for b in "logarithms matrices polygons tangents vectors primes integrals permutations circles inequalities".split())

@@ -15,7 +15,7 @@ __all__ = ['TRIES', 'NEEDS', 'ORACLE', 'BOOSTED', 'AGAIN', 'TRUE', 'FILTERS', 'W
 import math
 from dataclasses import dataclass, field
 import numpy as np
-from .. import arms, claims, influence, questions, stats, synthesis, tools, valuation, warmup
+from .. import arms, influence, questions, stats, synthesis, tools, valuation, warmup
 from ..config import UserError
 from ..records import Problem, read_rows
 from ..world import texts as world_texts

@@ -13,7 +13,7 @@ __all__ = ['HALVES', 'HARD', 'DEFINITIONS', 'Study', 'size_arm', 'check_settings
 # %% ../../nbs/71_papers_mathscale.ipynb #d4484969
 import math
 from dataclasses import dataclass, field
-from .. import arms, claims, extraction, levels, mwpbench, questions, scaling, stats, traces
+from .. import arms, extraction, levels, mwpbench, questions, scaling, stats, traces
 from ..config import UserError
 from ..records import Problem, read_rows
 from .. import study as base
@@ -245,6 +245,7 @@ def covered(study, arm:str, pairs)->list:
     found = [traces.pairs_of(traces.row_points(read_rows(study.made[arm, s][0].path/"compositions.parquet", questions.Composition))) for s in study.seeds]
     return [[int(p in f) for p in pairs] for f in found]
 
+# %% ../../nbs/71_papers_mathscale.ipynb #80c0627b
 def coverage_table(study)->list:
     "Coverage of the pairs of unseen problems by the compositions of an arm, and their variety; adds the evidence of the coverage claims."
     import numpy as np

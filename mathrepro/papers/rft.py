@@ -75,6 +75,7 @@ def declare_arms(study):
     for (arm, s), rows in list(study.rows.items()): fit(study, arm, rows, s)
     for s in study.seeds: fit(study, "SFT, as many steps", study.extra["gold"], s, match=study.rows[study.best, s])
 
+# %% ../../nbs/70_papers_rft.ipynb #c6081f0c
 def declare_ladder(study, ladder):
     "Base models of known pre-training loss, fine-tuned on all gold rows; two of them (`gain_pair`) also on a quarter, for as many steps."
     study.extra["ladder"], as_long = ladder, {**study.how["sft"], "epochs": 4*study.how["sft"]["epochs"]}

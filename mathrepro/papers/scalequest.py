@@ -16,7 +16,7 @@ __all__ = ['FULL', 'TUNED', 'CONTROLS', 'UNTUNED', 'SINGLE', 'FILTERS', 'Study',
 import math
 from dataclasses import dataclass, field
 import numpy as np
-from .. import arms, claims, heads, levels, preference, questions, scaling, screening, select, stats
+from .. import arms, heads, levels, preference, questions, scaling, screening, select, stats
 from ..config import UserError
 from ..records import Problem, read_rows
 from .. import study as base
