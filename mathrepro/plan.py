@@ -14,9 +14,9 @@ __all__ = ['DEVICES', 'FIGURES', 'TYPES', 'KNOWN', 'SIZES', 'TOKENS', 'PRICES', 
            'scalequest_study', 'held_out', 'drawing', 'scalequest_writers', 'scalequest_screening', 'scalequest_heads',
            'scalequest_answers', 'scalequest', 'jiuzhang', 'jiuzhang_set', 'jiuzhang_students', 'jiuzhang_beside',
            'jiuzhang_asked', 'jiuzhang_drawn', 'jiuzhang_counts', 'jiuzhang_study', 'jiuzhang_values',
-           'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'short_number', 'text_table', 'total', 'work_rows',
-           'assumptions', 'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase', 'phases_of',
-           'cost_table', 'planned_and_actual']
+           'jiuzhang_answers', 'CostPlan', 'plan_of', 'plan', 'idle', 'short_number', 'text_table', 'total',
+           'work_rows', 'assumptions', 'plan_text', 't_money', 'begins', 'sums', 'predicted_vs_actual', 'Phase',
+           'phases_of', 'cost_table', 'planned_and_actual']
 
 # %% ../nbs/63a_plan.ipynb #6eaea548
 import json, math, re
@@ -580,7 +580,16 @@ def plan(paper:str, profile:str=None, overrides=(), gpu:str=None, price:float=No
     if not profile:
         from mathrepro.notebooks import default_profile
         profile = default_profile(paper)
-    return plan_of(paper, paper_params(paper, profile, tuple(overrides)), profile, gpu, price)
+    made = plan_of(paper, paper_params(paper, profile, tuple(overrides)), profile, gpu, price)
+    made.notes.extend(n for o in overrides if (n := idle(o, made, [x for x in overrides if x is not o])))
+    return made
+
+def idle(override:str, made:CostPlan, others)->str:
+    "A sentence when an override changes nothing in a plan, else ''."
+    from mathrepro.config import paper_params
+    try: without = plan_of(made.paper, paper_params(made.paper, made.profile, tuple(others)), made.profile, made.device.name, made.price)
+    except UserError: return ""      # the others need it
+    return f"-p {override} changes nothing in this plan" + (", which takes the paper's method once, not the study with its arms and seeds" if made.profile == "paper" else "") if without.works == made.works else ""
 
 # %% ../nbs/63a_plan.ipynb #b39a74a4
 def short_number(x)->str:

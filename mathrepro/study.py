@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Study', 'arm_slug', 'dataset_of', 'problems', 'base_stage', 'known', 'fit', 'sample', 'check_engine', 'seeds_of',
            'accuracy', 'interval', 'points', 'add', 'difference', 'compare', 'same_rows', 'arms_table', 'grader_rows',
-           'reported', 'audit_evidence', 'decontamination', 'verdicts']
+           'grader_note', 'reported', 'audit_evidence', 'decontamination', 'verdicts']
 
 # %% ../nbs/67_study.ipynb #7e9f9b61
 import json
@@ -148,6 +148,12 @@ def grader_rows(study, names)->list:
     return [line(arm, r) for arm, samples in saved.items() for r in graders.sensitivity(graders.rescore(samples, test))[0].to_dict("records")]
 
 # %% ../nbs/67_study.ipynb #484dd1f6
+def grader_note(rows)->str:
+    "What `grader_rows` shows, in a sentence."
+    arms_ = {r["arm"]: [x for x in rows if x["arm"] == r["arm"]] for r in rows}
+    apart = max(max(x["accuracy, %"]["estimate"] for x in own) - min(x["accuracy, %"]["estimate"] for x in own) for own in arms_.values())
+    return f"the graders of one arm are at most {apart:.1f} points apart; at most {max(r['differs from first'] for r in rows):,} answers of an arm get another verdict"
+
 def reported(paper:str)->dict:
     "The published tables of a paper, as printed."
     return json.loads(resource("params", f"{paper}/reported.json").read_text(encoding="utf-8"))

@@ -41,10 +41,7 @@ def test_a_teacher_behind_a_server(served, tmp_path):
     as_teacher = [a for who in ("teacher", "judge") for k, v in settings.items() for a in ("-p", f"{who}.{k}={v}")]
     done = run_smoke(tmp_path, *SMALL, *as_teacher)
     assert done.returncode == 0, done.stdout + done.stderr
-    asked = served.asked
-    assert asked > 100
-    again = run_smoke(tmp_path, *SMALL, *as_teacher, "-p", "sft.learning_rate=2e-3")     # other students, the same data
-    assert again.returncode == 0 and served.asked == asked, again.stdout + again.stderr
+    assert served.asked > 100
 
 def test_bad_settings_are_one_line(tmp_path):
     for more, word in ((("-p", "sizes=[8, 4]"), "sizes must rise"), (("-p", "teacher.wrnog=0.5"), "wrong"),
