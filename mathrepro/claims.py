@@ -270,7 +270,7 @@ def p_text(v: float) -> str:
 
 def undecided(c: Claim, p: tuple, family: int) -> str:
     "The clause of an inconclusive claim: what neither test could show. `p`: corrected, for supported and contradicted."
-    lead = f"after correction for {family} tests, which the interval leaves out, it is " if family > 1 else ""
+    lead = f"after correction for {family} tests (the interval is not corrected) it is " if family > 1 else ""
     if c.kind in ("equivalence", "fit"):
         return f"{lead}not shown to lie within {amount(c.margin, c.unit, False)} of zero ({p_text(p[0])}), nor outside ({p_text(p[1])})"
     side = "below" if c.direction == "less" else "above"
