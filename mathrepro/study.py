@@ -120,17 +120,17 @@ def compare(study, pairs:dict, source:str="#comparisons", measure=accuracy, note
     for claim, (a, b) in pairs.items():
         if not (seeds_of(study, a) and seeds_of(study, b)): continue
         d = difference(study, a, b, measure)
-        if same_rows(study, a, b): study.evidence.append(claims.Evidence(claim, data=study.data["dataset"], profile=study.profile, source=source, not_run=f"{a} and {b} hold the very same rows here, so there is nothing to compare"))
+        if d.estimate == 0 and same_rows(study, a, b): study.evidence.append(claims.Evidence(claim, data=study.data["dataset"], profile=study.profile, source=source, not_run=f"{a} and {b} hold the very same rows here, so there is nothing to compare"))
         else: add(study, claim, d, source, note)
         rows.append({"comparison": f"{a} - {b}", "difference, points": points(d), "p (one-sided)": d.p_greater})
     return rows
 
 # %% ../nbs/67_study.ipynb #2f36cd3d
 def same_rows(study, a:str, b:str)->bool:
-    "Were two arms trained on identical rows with every seed that both have? (What sets them apart then changed nothing.)"
+    "Were two arms trained, as models of their own, on identical rows with every seed that both have? (What sets them apart then changed nothing.)"
     read = lambda arm, s: [(i.path/"rows.parquet").read_bytes() for i in study.models[arm, s].inputs if (i.path/"rows.parquet").exists()]
     both = [s for s in seeds_of(study, a) if (a, s) in study.models and (b, s) in study.models]
-    return bool(both) and all(read(a, s) == read(b, s) != [] for s in both)
+    return bool(both) and all(study.models[a, s].key != study.models[b, s].key and read(a, s) == read(b, s) != [] for s in both)
 
 def arms_table(study, names, measure=accuracy)->list:
     "Rows, steps and accuracy of arms, means over seeds."

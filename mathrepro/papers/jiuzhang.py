@@ -7,13 +7,13 @@ __all__ = ['TRIES', 'NEEDS', 'ORACLE', 'BOOSTED', 'AGAIN', 'TRUE', 'FILTERS', 'W
            'ONE_RUN', 'SHUFFLED', 'CHOICES', 'BOOSTS', 'MIXTURES', 'Study', 'check_settings', 'declare_data', 'asked',
            'drawn', 'filters', 'kept', 'writer', 'first_writer', 'reference', 'valued', 'texts_arm', 'declare_choices',
            'author_rows', 'declare_boost', 'same_price', 'bought', 'declare_tools', 'prompts', 'declare_runs',
-           'declare_students', 'declare_solver', 'with_tools', 'arm_names', 'arms_table', 'comparisons', 'price_note',
-           'selection_table', 'lift', 'writers_table', 'base_share', 'stage_gain', 'grader_table', 'isolation_words',
-           'filters_table', 'outputs_table', 'calls_table', 'decontamination', 'verdicts']
+           'declare_students', 'declare_solver', 'with_tools', 'arm_names', 'arms_table', 'comparisons', 'too_small',
+           'price_note', 'selection_table', 'lift', 'writers_table', 'base_share', 'stage_gain', 'grader_table',
+           'isolation_words', 'filters_table', 'outputs_table', 'calls_table', 'decontamination', 'verdicts']
 
 # %% ../../nbs/73_papers_jiuzhang.ipynb #c841fd20
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import numpy as np
 from .. import arms, influence, questions, stats, synthesis, tools, valuation, warmup
 from ..config import UserError
@@ -231,10 +231,18 @@ CHOICES = {f"influence-over-{short}": (texts_arm("influence"), texts_arm(how)) f
 BOOSTS = {"boosted-over-initial": (BOOSTED, "first model"), "boosted-over-more-random": (BOOSTED, AGAIN)}
 MIXTURES = {"mixture-over-nl": (BOTH, WORDS), "mixture-over-tool": (with_tools(BOTH), with_tools(PROGRAMS)), "tool-over-nl": (with_tools(BOTH), BOTH), "executed-over-unfiltered": (with_tools(PROGRAMS), with_tools(UNRUN)), "one-run-over-shuffled": (ONE_RUN, SHUFFLED)}
 
+# %% ../../nbs/73_papers_jiuzhang.ipynb #8c8d59c8
 def comparisons(study, part:str)->list:
     "Rows of the comparisons of one part: choices, boosts, price, mixtures; adds their evidence."
     pairs = dict(choices=CHOICES, boosts=BOOSTS, mixtures=MIXTURES, price={"synthesis-over-teacher-per-cost": (bought(study.mass, "model"), bought(study.mass, "author")), "synthesis-equals-teacher-per-row": (BOOSTED, "author")})[part]
-    return base.compare(study, pairs, f"#{part}", note=price_note(study) if part == "price" else "")
+    rows = base.compare(study, pairs, f"#{part}", note=price_note(study) if part == "price" else "")
+    if part == "price" and same_price(study) > study.mass: too_small(study)
+    return rows
+
+def too_small(study):
+    "Withdraw the evidence at equal price: where the model gives fewer rows for its money than the author, its own making has not been paid back."
+    at = next((i for i, e in enumerate(study.evidence) if e.claim == "synthesis-over-teacher-per-cost"), None)
+    if at is not None: study.evidence[at] = replace(study.evidence[at], difference=None, not_run="too few rows for a comparison at equal price: " + price_note(study))
 
 def price_note(study)->str:
     "What the comparison at equal price depends on."
