@@ -74,14 +74,15 @@ case "${{SLURM_ARRAY_TASK_ID:?is the number of the task, 0 to {top}; sbatch sets
 {cases}
 *) echo "no task $SLURM_ARRAY_TASK_ID; there are 0 to {top}" >&2; exit 2 ;;
 esac
+stop() {{ kill -TERM $(jobs -p) 2>/dev/null || true; wait || true; }}   # the run, also when the signal comes before its number is noted
 again() {{
   echo "the time is nearly up: stopped, to go on in the next session" >&2
-  kill -TERM "$run" 2>/dev/null || true; wait "$run" || true
+  stop
   if [ -n "${{SLURM_ARRAY_JOB_ID:-}}" ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
   exit 143
 }}
 trap again USR1
-trap 'kill -TERM "$run"; wait "$run"; exit 143' TERM
+trap 'stop; exit 143' TERM
 "$@" & run=$!
 wait "$run"
 """
