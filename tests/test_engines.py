@@ -31,7 +31,7 @@ def test_wrong_folders_say_what_is_missing(tmp_path, folder):
         with pytest.raises(UserError, match="GPU was asked for"): load_engine(dict(model=str(folder), device="cuda"))
     shutil.copytree(folder, tmp_path / "torn")
     (tmp_path / "torn/tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="tokenizer .* cannot be read"): load_engine(dict(model=str(tmp_path / "torn")))
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"): load_engine(dict(model=str(tmp_path / "torn")))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2", "gqa", "qwen3"])
