@@ -14,6 +14,7 @@ from mathrepro.runs import Run
 class Served(Server):
     "vLLM's API server with a folder's model."
     def __init__(self, folder, model): super().__init__(folder); self.model = model
+    def answered(self): return {}
     def start(self):
         from mathrepro.engines.vllm import environment, vllm_python
         env = {k: v for k, v in environment(dict(cpu_cache_gib=2, tensor_parallel_size=1), None).items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
