@@ -29,7 +29,7 @@ def measured(name) -> dict:
     title, target, command = BENCHES[name]
     load, start = os.getloadavg()[0], time.monotonic()
     done = subprocess.run([sys.executable, *[str(HERE/w) if w.endswith(".py") else w for w in command.split()]], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(title=title, target=target, command=f"python tests/{command}", printed=done.stdout.strip(), minutes=round((time.monotonic() - start)/60, 1), hardware=f"{os.cpu_count()} CPU cores ({platform.machine()}); load before: {load:.1f}", date=str(date.today()))
+    return dict(title=title, target=target, command=f"python tests/{command}", printed=done.stdout.strip("\n").rstrip(), minutes=round((time.monotonic() - start)/60, 1), hardware=f"{os.cpu_count()} CPU cores ({platform.machine()}); load before: {load:.1f}", date=str(date.today()))
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
