@@ -4,7 +4,7 @@
 
 vLLM's API server (CPU build here) serves a small pretrained model on loopback; seeds are questions of GSM8K. Concepts are asked for twice, free and held to the JSON schema of the request; the graph, compositions, questions, judge and
 cleaning then run on what could be read, and a step that nothing comes out of says so in its own words, as for any user. A 135M model is a poor teacher: the point is that the path holds."""
-import argparse, json, os, tempfile, time
+import argparse, json, os, re, tempfile, time
 from pathlib import Path
 from chaos import Server
 from mathrepro import arms, extraction, questions
@@ -25,7 +25,7 @@ def step(run, name, fn, **params):
     "(stage or None, its counts or why it ended) of one step; what it took in seconds goes to the counts."
     start, s = time.perf_counter(), run.stage(name, fn, **params)
     try: run.compute(s)
-    except Exception as e: return None, dict(ended=str(e).split(" (see ")[0][:300])
+    except Exception as e: return None, dict(ended=re.sub(r" in /\S+", "", str(e).split(" (see ")[0])[:300])     # no temporary folder in a record
     return s, dict(json.loads((s.path/"counts.json").read_text()) if (s.path/"counts.json").exists() else {}, seconds=round(time.perf_counter() - start, 1))
 
 def main():
