@@ -6,11 +6,12 @@
 __all__ = ['NEEDS', 'load_benchmarks', 'benchmarks_line', 'benchmark_html', 'benchmarks_key', 'benchmarks_html']
 
 # %% ../nbs/61c_benchmarks.ipynb #e3aae7a8
-import hashlib, json
+import json
 from html import escape
 from pathlib import Path
 from .config import UserError
-from .report import nav_html, slug, template_folder
+from .faults import draw, page_key
+from .report import slug
 
 NEEDS = ("title", "target", "command", "printed", "hardware", "date", "minutes")
 
@@ -33,15 +34,9 @@ def benchmark_html(r) -> str:
     facts = (("Asked for", escape(r["target"])), ("Command", f"<code>{escape(r['command'])}</code>"), ("Hardware", escape(r["hardware"])), ("Date", escape(r["date"])), ("Took", f"{r['minutes']} min"))
     return f'<dl class="facts">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)}</dl><pre tabindex="0">{escape(r["printed"])}</pre>'
 
-def benchmarks_key(record) -> str:
-    "12 hex digits over the record and what draws it."
-    h = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for p in (template_folder()/"benchmarks.html.j2", template_folder()/"report.css", *(Path(__import__("mathrepro").__file__).with_name(n) for n in ("benchmarks.py", "report.py"))): h.update(p.read_bytes() if p.exists() else b"")
-    return h.hexdigest()[:12]
+def benchmarks_key(record) -> str: "The key of a record of benchmarks."; return page_key(record, "benchmarks.html.j2", "benchmarks.py")
 
 def benchmarks_html(record) -> str:
     "The page of a record of benchmarks."
-    from jinja2 import Environment, FunctionLoader
-    env = Environment(loader=FunctionLoader(lambda n: (template_folder()/n).read_text(encoding="utf-8")), autoescape=False)
     parts = [(slug(name), r["title"], benchmark_html(r)) for name, r in record.items()]
-    return env.get_template("benchmarks.html.j2").render(line=benchmarks_line(record), parts=parts, nav=nav_html(dict(home="index.html")), key=benchmarks_key(record)) + "\n"
+    return draw("benchmarks.html.j2", line=benchmarks_line(record), parts=parts, key=benchmarks_key(record))

@@ -244,8 +244,9 @@ def _unlocked(path) -> bool:
 def tidy(home=None, delete=False) -> str:
     "What `prune` finds, in words; with delete=True it is removed."
     home = Path(home or config.home())
-    size = sum(f.stat().st_size for p in prune(home) for f in p.rglob("*") if f.is_file())
-    n = len(prune(home, delete=delete))
+    old = prune(home)
+    n, size = len(old), sum(f.stat().st_size for p in old for f in p.rglob("*") if f.is_file())
+    if delete: prune(home, delete=True)
     if not n: return f"{home}: nothing that no run needs"
     return f"{home}: {n:,} folders, {size/2**20:,.0f} MiB, that no run needs " + ("were removed" if delete else "any more: left by earlier code or other parameters; mathrepro clean --delete removes them")
 
