@@ -34,9 +34,9 @@ def benchmark_html(r) -> str:
     facts = (("Asked for", escape(r["target"])), ("Command", f"<code>{escape(r['command'])}</code>"), ("Hardware", escape(r["hardware"])), ("Date", escape(r["date"])), ("Took", f"{r['minutes']} min"))
     return f'<dl class="facts">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts)}</dl><pre tabindex="0">{escape(r["printed"])}</pre>'
 
-def benchmarks_key(record) -> str: "The key of a record of benchmarks."; return page_key(record, "benchmarks.html.j2", "benchmarks.py")
+def benchmarks_key(record) -> str: "The key of a record of benchmarks."; return page_key(record, "benchmarks.py")
 
 def benchmarks_html(record) -> str:
     "The page of a record of benchmarks."
     parts = [(slug(name), r["title"], benchmark_html(r)) for name, r in record.items()]
-    return draw("benchmarks.html.j2", line=benchmarks_line(record), parts=parts, key=benchmarks_key(record))
+    return draw(title="how fast the parts are", heading="How fast are the parts?", data="benchmarks.json", about=(), line=benchmarks_line(record), parts=parts, key=benchmarks_key(record))

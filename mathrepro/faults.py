@@ -140,19 +140,19 @@ def overhead_html(rows) -> str:
                       note="summed over stages; the load is the mean number of processes that wanted a processor in the minute before", made_by="", digits={"share, %": 2, "share of the clock, %": 2})
 
 # %% ../nbs/61b_faults.ipynb #6ed288a5
-def page_key(record, template, module) -> str:
+def page_key(record, module) -> str:
     "12 hex digits over a record and what draws its page: the template, the style, the module and `report`."
     h = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for p in (template_folder() / template, template_folder() / "report.css", *(Path(__import__("mathrepro").__file__).with_name(n) for n in (module, "report.py"))): h.update(p.read_bytes() if p.exists() else b"")
+    for p in (template_folder() / "record.html.j2", template_folder() / "report.css", *(Path(__import__("mathrepro").__file__).with_name(n) for n in (module, "report.py"))): h.update(p.read_bytes() if p.exists() else b"")
     return h.hexdigest()[:12]
 
-def draw(template, **values) -> str:
-    "A page of the template folder, with these values."
+def draw(**values) -> str:
+    "The page of a record; values: title, heading, line, about (pairs; None: no facts), parts (id, title, HTML), data (name of the JSON file), key."
     from jinja2 import Environment, FunctionLoader
     env = Environment(loader=FunctionLoader(lambda n: (template_folder() / n).read_text(encoding="utf-8")), autoescape=False)
-    return env.get_template(template).render(nav=nav_html(dict(home="index.html")), **values) + "\n"
+    return env.get_template("record.html.j2").render(nav=nav_html(dict(home="index.html")), **values) + "\n"
 
-def faults_key(record) -> str: "The key of a record of faults."; return page_key(record, "faults.html.j2", "faults.py")
+def faults_key(record) -> str: "The key of a record of faults."; return page_key(record, "faults.py")
 
 def about(record) -> list:
     "(name, value) pairs for the head of the page: date, commit, machine."
@@ -166,4 +166,4 @@ def faults_html(record) -> str:
     parts = [("Faults", fault_table(record))]
     if record.get("kills"): parts.append(("Fifty kills" if len(record["kills"]["kills"]) == 50 else "Kills", kill_html(record["kills"])))
     if record.get("overhead"): parts.append(("What checkpointing costs", overhead_html(record["overhead"])))
-    return number_labels(draw("faults.html.j2", line=faults_line(record), parts=[(slug(t), t, h) for t, h in parts], about=about(record), key=faults_key(record)))
+    return number_labels(draw(title="what a fault costs", heading="What does a fault cost?", data="faults.json", line=faults_line(record), parts=[(slug(t), t, h) for t, h in parts], about=about(record) or None, key=faults_key(record)))
